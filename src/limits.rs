@@ -1,0 +1,55 @@
+//! Every capacity of the image, in one place, with its reason. Nothing is allocated while
+//! serving: what is not within these numbers is refused when it is asked for.
+
+/// Virtual block devices served at once. At xenstore's default quota of 1000 nodes a domain can
+/// have about 36 of them.
+pub const VBDS: usize = 32;
+
+/// Entries of a one-page ring (blkif.h, `__RING_SIZE`): also the requests one vbd has in flight.
+pub const RING_ENTRIES: usize = 32;
+
+/// Segments of a direct request (blkif.h, `BLKIF_MAX_SEGMENTS_PER_REQUEST`).
+pub const SEGMENTS: usize = 11;
+
+/// Requests taken from one ring before the next ring has its turn.
+pub const ADMIT_BATCH: usize = RING_ENTRIES;
+
+/// Grants mapped or unmapped by one hypercall: one full ring of full requests.
+pub const GRANT_BATCH: usize = ADMIT_BATCH * SEGMENTS;
+
+/// Storage controllers owned at once.
+pub const CONTROLLERS: usize = 8;
+
+/// Namespaces or disks behind one controller.
+pub const NAMESPACES: usize = 16;
+
+/// Names a `target=` can resolve to.
+pub const VOLUMES: usize = CONTROLLERS * NAMESPACES;
+
+/// Entries of an NVMe I/O queue: a page of 64-byte submission entries.
+pub const QUEUE_ENTRIES: usize = 64;
+
+/// Event channels: Xen's default `max_event_channels` of 1023 and port 0.
+pub const PORTS: usize = 1024;
+
+/// Bytes of a xenstore path that is used here: the longest is
+/// `error/backend/vbd/65535/4294967295/error` or a frontend's.
+pub const PATH: usize = 128;
+
+/// Bytes of a xenstore node's name.
+pub const NODE: usize = 32;
+
+/// Bytes of a xenstore value that is read or written here: a `target=` names a partition label of
+/// 36 characters, or a model and serial of 60, and leaves room.
+pub const VALUE: usize = 256;
+
+/// Steps of one xenstore job: the backend directory's nodes are the longest list.
+pub const JOB_STEPS: usize = 16;
+
+/// Payload of a xenstore message (xs_wire.h, `XENSTORE_PAYLOAD_MAX`).
+pub const STORE_PAYLOAD: usize = 4096;
+
+/// Attempts at a xenstore transaction that others keep disturbing (EAGAIN).
+pub const TRANSACTION_TRIES: usize = 32;
+
+const _: () = assert!(RING_ENTRIES.is_power_of_two() && QUEUE_ENTRIES.is_power_of_two());
