@@ -80,6 +80,7 @@ pub enum StoreError {
 }
 
 /// One step of a job; nodes are names below the job's base.
+#[expect(clippy::large_enum_variant, reason = "steps live in a job's fixed array, there is no heap")]
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Step {
     /// Reads a node.
