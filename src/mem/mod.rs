@@ -5,6 +5,8 @@
 //! With the feature `sim` every access first calls a hook, so that simulated peers can act
 //! *between* any two accesses.
 
+#[cfg(any(test, feature = "sim"))]
+pub mod frame;
 #[cfg(feature = "sim")]
 pub mod hook;
 
@@ -18,6 +20,9 @@ use crate::units::PAGE_SIZE;
 pub struct SharedPage {
     base: NonNull<u8>,
 }
+
+// SAFETY: every access is volatile and whole; a page that others write anyway may change hands.
+unsafe impl Send for SharedPage {}
 
 impl SharedPage {
     /// The page at `base`.
