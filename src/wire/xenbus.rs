@@ -190,6 +190,12 @@ pub type Answer = Result<Value, StoreError>;
 /// What became of a whole job, with one answer a step when it was done.
 pub type Answers = Vec<Answer, { limits::JOB_STEPS }>;
 
+/// A number as the toolstack writes it: decimal digits alone.
+#[must_use]
+pub fn number<T: core::str::FromStr>(text: &str) -> Option<T> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
 /// A path from our own formatting, which fits.
 ///
 /// # Panics
