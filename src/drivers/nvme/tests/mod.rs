@@ -1,0 +1,313 @@
+//! The driver against the simulated controller: bring-up, faults and recovery here, lots of I/O
+//! in [`storm`]; [`rig`] holds the two together.
+
+mod rig;
+mod storm;
+
+use std::vec::Vec;
+
+use core::time::Duration;
+
+use super::Nvme;
+use crate::drivers::{DeviceError, Namespace, Operation, Refusal, Status};
+use crate::hal::MmioRegion;
+use crate::limits::NAMESPACES;
+use crate::sim::nvme::{Found, Settings, Shape};
+use crate::units::Block;
+use crate::wire::nvme::Unsupported;
+use crate::wire::nvme::command::ErrorStatus;
+use crate::wire::nvme::identify::Unusable;
+
+use rig::{Reach, Rig, machine};
+
+fn seeds() -> impl Iterator<Item = u64> {
+    0..20
+}
+
+#[test]
+fn it_comes_up_from_whatever_state_the_controller_is_found_in() {
+    for found in Found::ALL {
+        for (seed, msix) in seeds().zip([true, false].into_iter().cycle()) {
+            let rig = Rig::ready(Settings { found, msix, ..Settings::new(seed) });
+            let disk = |blocks, block_size| {
+                Ok(Namespace { blocks: Block(blocks), block_size, volatile_cache: true })
+            };
+            assert_eq!(rig.nvme.namespaces(), [disk(1 << 21, 512), disk(1 << 18, 4096)]);
+            assert_eq!(rig.nvme.deadline(), None, "an idle controller needs no turns");
+            rig.check();
+        }
+    }
+}
+
+#[test]
+fn a_cache_that_is_not_there_is_not_advertised() {
+    let rig = Rig::ready(Settings { volatile_cache: false, ..Settings::new(0) });
+    assert!(rig.nvme.namespaces().iter().all(|disk| !disk.unwrap().volatile_cache));
+}
+
+#[test]
+fn a_namespace_that_cannot_be_served_keeps_its_number_and_says_why() {
+    let shape = |id, metadata| Shape { id, blocks: 8, block_shift: 9, metadata };
+    let namespaces = [shape(3, 0), shape(7, 8), shape(9, 0)].into();
+    let mut rig = Rig::ready(Settings { namespaces, ..Settings::new(0) });
+    assert!(rig.nvme.namespaces()[0].is_ok() && rig.nvme.namespaces()[2].is_ok());
+    assert_eq!(rig.nvme.namespaces()[1], Err(DeviceError::Unusable(Unusable::Metadata(8))));
+    for (namespace, result) in
+        [(0, Ok(0)), (1, Err(Refusal::Inexpressible)), (3, Err(Refusal::Inexpressible))]
+    {
+        let token = crate::drivers::Token(0);
+        assert_eq!(rig.nvme.submit(token, namespace, Operation::Flush, Block(0), &[]), result);
+    }
+}
+
+#[test]
+fn more_namespaces_than_there_is_room_for_are_left_out() {
+    let shape = |id| Shape { id, blocks: u64::from(id), block_shift: 9, metadata: 0 };
+    let rig = Rig::ready(Settings { namespaces: (1..=20).map(shape).collect(), ..Settings::new(0) });
+    let blocks: Vec<u64> = rig.nvme.namespaces().iter().map(|disk| disk.unwrap().blocks.0).collect();
+    assert_eq!(blocks, (1..=NAMESPACES as u64).collect::<Vec<_>>());
+    rig.check();
+}
+
+#[test]
+fn pages_are_taken_all_or_none() {
+    let settings = Settings::new(0);
+    for pages in 0..9 {
+        let mut machine = machine(&settings);
+        machine.pages_left = pages;
+        let region = MmioRegion { base: 0, len: settings.register_bytes() };
+        let error = Nvme::new(&mut machine, 0, region, true).unwrap_err();
+        assert_eq!((error, machine.frames.count()), (DeviceError::NoMemory, 0));
+    }
+}
+
+#[test]
+fn doorbells_out_of_reach_are_refused_with_the_controller_disabled() {
+    let settings = Settings { doorbell_stride: 11, found: Found::Enabled, ..Settings::new(0) };
+    let mut machine = machine(&settings);
+    let region = MmioRegion { base: 0, len: 0x4000 };
+    let nvme = Nvme::new(&mut machine, 0, region, true).unwrap();
+    let mut rig = Rig::new(machine, nvme);
+    rig.run_while(|rig| rig.nvme.status() == Status::Starting);
+    let reason = DeviceError::Unsupported(Unsupported::Doorbells(11));
+    assert_eq!(rig.nvme.status(), Status::Failed(reason));
+    assert_eq!(rig.machine.controller.read32(crate::wire::nvme::CC) & 1, 0);
+    rig.check();
+}
+
+#[test]
+fn a_device_that_is_not_there_is_noticed() {
+    let settings = Settings::new(0);
+    let mut machine = machine(&settings);
+    machine.controller.faults.gone = true;
+    let region = MmioRegion { base: 0, len: settings.register_bytes() };
+    assert_eq!(Nvme::new(&mut machine, 0, region, true).unwrap_err(), DeviceError::Gone);
+}
+
+#[test]
+fn a_controller_that_never_becomes_ready_is_given_up() {
+    let mut rig = Rig::found(Settings { found: Found::Disabling, ..Settings::new(0) });
+    rig.machine.controller.faults.never_ready = true;
+    rig.run_while(|rig| rig.nvme.status() == Status::Starting);
+    assert_eq!(rig.nvme.status(), Status::Failed(DeviceError::Stuck));
+    assert_eq!(rig.nvme.deadline(), None);
+    assert_eq!(rig.submit(0, Operation::Flush, 0, &[]), Err(Refusal::Dead));
+    rig.check();
+}
+
+#[test]
+fn commands_wait_until_it_is_ready() {
+    let mut rig = Rig::found(Settings::new(0));
+    assert_eq!(rig.submit(0, Operation::Flush, 0, &[]), Err(Refusal::NotReady));
+}
+
+#[test]
+fn the_queue_holds_one_command_less_than_it_has_entries() {
+    for (entries, room) in [(2, 1), (3, 2), (64, 63), (1024, 63)] {
+        let mut rig = Rig::ready(Settings { queue_entries: entries, ..Settings::new(0) });
+        for token in 0..room {
+            assert_eq!(rig.submit(token, Operation::Flush, 0, &[]), Ok(0));
+        }
+        assert_eq!(rig.submit(99, Operation::Flush, 0, &[]), Err(Refusal::Full));
+        let mut tokens: Vec<u32> = (0..room).map(|_| rig.completion().0).collect();
+        tokens.sort_unstable();
+        assert_eq!(tokens, (0..room).collect::<Vec<_>>());
+        assert_eq!(rig.submit(99, Operation::Flush, 0, &[]), Ok(0));
+        rig.check();
+    }
+}
+
+#[test]
+fn an_error_status_reaches_the_owner() {
+    let mut rig = Rig::ready(Settings::new(0));
+    rig.machine.controller.faults.error = 1;
+    rig.submit(7, Operation::Flush, 0, &[]).unwrap();
+    let error = DeviceError::Command(ErrorStatus { kind: 2, code: 0x81 });
+    assert_eq!(rig.completion(), (7, Err(error)));
+    rig.machine.controller.faults.error = 0;
+    let (_, page) = rig.guest_page(Reach::Writes);
+    rig.submit(8, Operation::Read, 1 << 21, &[page]).unwrap();
+    let error = DeviceError::Command(ErrorStatus { kind: 0, code: 0x80 });
+    assert_eq!(rig.completion(), (8, Err(error)));
+    assert_eq!(rig.nvme.counters().errors, 2);
+}
+
+#[test]
+fn lost_interrupts_delay_and_do_not_hang() {
+    for msix in [true, false] {
+        let mut rig = Rig::ready(Settings { msix, ..Settings::new(0) });
+        rig.machine.controller.faults.lost_interrupt = 1;
+        let before = rig.machine.now;
+        rig.submit(1, Operation::Flush, 0, &[]).unwrap();
+        assert_eq!(rig.completion(), (1, Ok(())));
+        let patience = if msix { 20_000_000 } else { 1_000_000 };
+        assert!(rig.machine.now.0 - before.0 <= patience);
+        rig.check();
+    }
+}
+
+#[test]
+fn a_doubled_completion_is_counted_and_answers_nobody_else() {
+    let mut rig = Rig::ready(Settings::new(0));
+    rig.machine.controller.faults.doubled = 1;
+    for token in 0..2000 {
+        rig.submit(token, Operation::Flush, 0, &[]).unwrap();
+        assert_eq!(rig.completion(), (token, Ok(())));
+    }
+    assert_eq!(rig.nvme.counters().strays, 2000);
+}
+
+#[test]
+fn doubled_and_invented_completions_do_not_confuse_its_coming_up() {
+    for seed in seeds() {
+        let mut rig = Rig::found(Settings { found: Found::Disabling, ..Settings::new(seed) });
+        rig.machine.controller.faults.doubled = 2;
+        rig.machine.controller.faults.invented = 2;
+        rig.run_while(|rig| rig.nvme.status() == Status::Starting);
+        assert_eq!(rig.nvme.status(), Status::Ready);
+        let sizes = [512, 4096].map(Some);
+        assert!(rig.nvme.namespaces().iter().map(|disk| disk.ok().map(|disk| disk.block_size)).eq(sizes));
+        assert!(rig.nvme.counters().strays > 0);
+        rig.check();
+    }
+}
+
+#[test]
+fn an_unanswered_command_is_given_back_when_the_controller_lets_go_of_its_memory() {
+    for seed in seeds() {
+        let mut rig = Rig::ready(Settings::new(seed));
+        rig.machine.controller.faults.unanswered = 1;
+        let before = rig.machine.now;
+        let pages: Vec<_> = (0..8).map(|_| rig.guest_page(Reach::Writes).1).collect();
+        for (token, page) in (0..).zip(&pages) {
+            rig.submit(token, Operation::Read, 0, &[*page]).unwrap();
+        }
+        for _ in &pages {
+            let (token, result) = rig.completion();
+            assert_eq!(result, Err(DeviceError::Reset));
+            rig.machine.frames.unmap(pages[token as usize].bus);
+        }
+        assert!(rig.machine.now.since(before) > Duration::from_secs(30));
+        rig.machine.controller.faults.unanswered = 0;
+        rig.run_while(|rig| rig.nvme.status() == Status::Starting);
+        rig.submit(9, Operation::Flush, 0, &[]).unwrap();
+        assert_eq!(rig.completion(), (9, Ok(())));
+        assert_eq!(rig.nvme.counters().resets, 1);
+        rig.check();
+    }
+}
+
+#[test]
+fn one_unanswered_command_among_busy_ones_is_found_too() {
+    let mut rig = Rig::ready(Settings::new(0));
+    rig.machine.controller.faults.unanswered = 1;
+    rig.submit(1, Operation::Flush, 0, &[]).unwrap();
+    rig.run_while(|rig| rig.machine.controller.next_event().is_some());
+    rig.machine.controller.faults.unanswered = 0;
+    let before = rig.machine.now;
+    loop {
+        rig.submit(2, Operation::Flush, 0, &[]).unwrap();
+        match rig.completion() {
+            (2, Ok(())) => {}
+            (_, result) => break assert_eq!(result, Err(DeviceError::Reset)),
+        }
+    }
+    // The other command of the two that were in flight.
+    assert_eq!(rig.completion().1, Err(DeviceError::Reset));
+    let passed = rig.machine.now.since(before).as_secs();
+    assert!((30..33).contains(&passed), "after {passed} s");
+}
+
+#[test]
+fn a_fatal_error_is_noticed_and_mended() {
+    let mut rig = Rig::ready(Settings::new(0));
+    rig.machine.controller.faults.unanswered = 1;
+    rig.submit(1, Operation::Flush, 0, &[]).unwrap();
+    let before = rig.machine.now;
+    rig.machine.controller.faults.fatal = true;
+    assert_eq!(rig.completion(), (1, Err(DeviceError::Reset)));
+    assert!(rig.machine.now.since(before) < Duration::from_secs(3));
+    rig.run_while(|rig| rig.nvme.status() == Status::Starting);
+    assert_eq!(rig.nvme.status(), Status::Ready);
+    rig.check();
+}
+
+#[test]
+fn a_controller_that_cannot_be_stopped_keeps_what_it_has() {
+    type Break = fn(&mut crate::sim::nvme::Faults);
+    let ways: [(Break, DeviceError); 2] = [
+        (|faults| faults.never_disabled = true, DeviceError::Stuck),
+        (|faults| faults.gone = true, DeviceError::Gone),
+    ];
+    for (break_it, reason) in ways {
+        let mut rig = Rig::ready(Settings::new(0));
+        rig.machine.controller.faults.unanswered = 1;
+        let (_, page) = rig.guest_page(Reach::Writes);
+        rig.submit(1, Operation::Read, 0, &[page]).unwrap();
+        break_it(&mut rig.machine.controller.faults);
+        rig.run_while(|rig| !matches!(rig.nvme.status(), Status::Failed(_)));
+        assert_eq!(rig.nvme.status(), Status::Failed(reason));
+        assert_eq!(rig.done, []);
+        assert_eq!(rig.nvme.deadline(), None);
+    }
+}
+
+#[test]
+fn a_controller_that_never_answers_is_restarted_so_often_and_no_more() {
+    let mut rig = Rig::ready(Settings::new(0));
+    rig.machine.controller.faults.unanswered = 1;
+    let mut given_back = 0;
+    while rig.nvme.status() == Status::Ready {
+        rig.submit(1, Operation::Flush, 0, &[]).unwrap();
+        assert_eq!(rig.completion(), (1, Err(DeviceError::Reset)));
+        given_back += 1;
+        rig.run_while(|rig| rig.nvme.status() == Status::Starting);
+    }
+    assert_eq!((given_back, rig.nvme.counters().resets), (6, 6));
+    assert_eq!(rig.nvme.status(), Status::Failed(DeviceError::Timeout));
+}
+
+#[test]
+fn a_shutdown_leaves_everything_on_the_disk() {
+    let mut rig = Rig::ready(Settings::new(0));
+    let (frame, page) = rig.guest_page(Reach::Reads);
+    frame.fill(7);
+    rig.submit(1, Operation::Write, 8, &[page]).unwrap();
+    assert_eq!(rig.completion(), (1, Ok(())));
+    rig.nvme.shut_down(&mut rig.machine);
+    assert_eq!(rig.nvme.status(), Status::Stopping);
+    assert_eq!(rig.submit(2, Operation::Flush, 0, &[]), Err(Refusal::Dead));
+    rig.run_while(|rig| rig.nvme.status() == Status::Stopping);
+    assert_eq!((rig.nvme.status(), rig.nvme.deadline()), (Status::Stopped, None));
+    let mut rng = crate::sim::rng::Rng::new(0);
+    rig.machine.controller.disk_mut(0).cut_power(&mut rng);
+    assert_eq!(rig.machine.controller.disk(0).read(8, 8), [7; 4096]);
+    rig.check();
+}
+
+#[test]
+fn a_shutdown_before_it_is_ready_ends_at_once() {
+    let mut rig = Rig::found(Settings::new(0));
+    rig.nvme.shut_down(&mut rig.machine);
+    assert_eq!((rig.nvme.status(), rig.nvme.deadline()), (Status::Stopped, None));
+}

@@ -1,0 +1,259 @@
+//! Lots of I/O in every shape, compared with a shadow of the disk.
+
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+use super::rig::{Reach, Rig};
+use crate::drivers::{Operation, Refusal, Token};
+use crate::mem::frame::Frame;
+use crate::sim::nvme::Settings;
+use crate::sim::nvme::disk::Disk;
+use crate::sim::rng::Rng;
+use crate::units::{Block, BusAddr, PAGE_SIZE, SECTOR_SIZE, Span};
+
+/// Blocks of 4 KiB that the storm is about; each request has a zone of its own while in flight.
+const ZONES: u64 = 16;
+const ZONE_BYTES: u64 = 1 << 20;
+
+/// A request being carried out, by as many commands as it takes.
+struct Request {
+    namespace: usize,
+    operation: Operation,
+    first: u64,
+    pages: Vec<(Frame, BusAddr)>,
+    spans: Vec<Span>,
+    /// Spans that were submitted.
+    issued: usize,
+    /// Commands in flight.
+    parts: usize,
+    is_issued: bool,
+}
+
+impl Request {
+    fn block_of(&self, spans: usize, block_size: u64) -> u64 {
+        self.first + bytes(&self.spans[..spans]) / block_size
+    }
+
+    fn read_memory(&self) -> Vec<u8> {
+        let mut data = Vec::new();
+        for span in &self.spans {
+            let page = span.bus.0 / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+            let (frame, _) = self.pages.iter().find(|(_, bus)| bus.0 == page).unwrap();
+            let mut piece = std::vec![0; span.bytes as usize];
+            frame.read((span.bus.0 - page) as usize, &mut piece);
+            data.append(&mut piece);
+        }
+        data
+    }
+}
+
+fn bytes(spans: &[Span]) -> u64 {
+    spans.iter().map(|span| u64::from(span.bytes)).sum()
+}
+
+struct Storm {
+    rig: Rig,
+    rng: Rng,
+    shadows: Vec<Disk>,
+    /// By token; one for each zone at most.
+    requests: BTreeMap<u32, Request>,
+    flushes: u64,
+}
+
+impl Storm {
+    fn new(settings: Settings) -> Self {
+        let shadow = |shape: &crate::sim::nvme::Shape| Disk::new(1 << shape.block_shift, false);
+        let shadows = settings.namespaces.iter().map(shadow).collect();
+        let rng = Rng::new(!settings.seed);
+        Self { rig: Rig::ready(settings), rng, shadows, requests: BTreeMap::new(), flushes: 0 }
+    }
+
+    fn run(&mut self, requests: usize) {
+        let mut begun = 0;
+        while begun < requests || !self.requests.is_empty() {
+            while begun < requests && !self.rng.one_in(4) && self.begin() {
+                begun += 1;
+            }
+            self.issue();
+            if !self.requests.is_empty() {
+                self.rig.wait();
+                self.take_completions();
+            }
+        }
+    }
+
+    /// Begins a request in a zone that has none; false when there is none left.
+    fn begin(&mut self) -> bool {
+        let free: Vec<u32> = (0..ZONES as u32).filter(|zone| !self.requests.contains_key(zone)).collect();
+        if free.is_empty() {
+            return false;
+        }
+        let zone = free[self.rng.index(free.len())];
+        let operation = match self.rng.index(10) {
+            0 => Operation::Flush,
+            1..5 => Operation::Write,
+            _ => Operation::Read,
+        };
+        let namespace = self.rng.index(self.shadows.len());
+        let block_size = self.block_size(namespace);
+        let request = match operation {
+            Operation::Flush => self.request(namespace, operation, 0, 0),
+            Operation::Read | Operation::Write => {
+                let most = if self.rng.one_in(4) { 200 << 10 } else { 16 << 10 };
+                let blocks = self.rng.within(1..most / block_size);
+                let offset = self.rng.within(0..ZONE_BYTES / block_size - blocks);
+                let first = u64::from(zone) * (ZONE_BYTES / block_size) + offset;
+                self.request(namespace, operation, first, blocks * block_size)
+            }
+        };
+        self.requests.insert(zone, request);
+        true
+    }
+
+    fn block_size(&self, namespace: usize) -> u64 {
+        self.rig.nvme.namespaces()[namespace].unwrap().block_size.into()
+    }
+
+    /// A request with data in freshly mapped pages, in spans of random shapes where blocks of the
+    /// disk leave room for them.
+    fn request(&mut self, namespace: usize, operation: Operation, first: u64, bytes: u64) -> Request {
+        let (mut pages, mut spans) = (Vec::new(), Vec::new());
+        let reach = if operation == Operation::Write { Reach::Reads } else { Reach::Writes };
+        let whole = self.block_size(namespace) == PAGE_SIZE as u64;
+        let mut left = bytes;
+        while left > 0 {
+            let (frame, Span { bus, .. }) = self.rig.guest_page(reach);
+            let mut content = [0; PAGE_SIZE];
+            self.rng.fill(&mut content);
+            frame.write(0, &content);
+            pages.push((frame, bus));
+            let sectors = (PAGE_SIZE / SECTOR_SIZE) as u64;
+            let ragged = !whole && self.rng.one_in(3);
+            let start = if ragged { self.rng.within(0..sectors) } else { 0 };
+            let end = if ragged { self.rng.within(start + 1..sectors + 1) } else { sectors };
+            let length = ((end - start) * SECTOR_SIZE as u64).min(left);
+            left -= length;
+            let bus = bus.offset(start * SECTOR_SIZE as u64);
+            spans.push(Span { bus, bytes: length as u32 });
+        }
+        Request { namespace, operation, first, pages, spans, issued: 0, parts: 0, is_issued: false }
+    }
+
+    /// Submits what the queue has room for, with one kick.
+    fn issue(&mut self) {
+        let tokens: Vec<u32> = self.requests.keys().copied().collect();
+        'full: for token in tokens {
+            let request = &self.requests[&token];
+            let block_size = self.block_size(request.namespace);
+            let request = self.requests.get_mut(&token).unwrap();
+            while !request.is_issued {
+                let first = Block(request.block_of(request.issued, block_size));
+                let spans = &request.spans[request.issued..];
+                let nvme = &mut self.rig.nvme;
+                match nvme.submit(Token(token), request.namespace, request.operation, first, spans) {
+                    Ok(taken) => request.issued += taken,
+                    Err(Refusal::Full) => break 'full,
+                    Err(refusal) => panic!("{refusal:?}"),
+                }
+                request.parts += 1;
+                request.is_issued = request.issued == request.spans.len();
+            }
+        }
+        self.rig.nvme.kick(&mut self.rig.machine);
+    }
+
+    fn take_completions(&mut self) {
+        for completion in core::mem::take(&mut self.rig.done) {
+            assert_eq!(completion.result, Ok(()));
+            let token = completion.token.0;
+            let request = self.requests.get_mut(&token).expect("in flight");
+            request.parts -= 1;
+            if request.parts == 0 && request.is_issued {
+                let request = self.requests.remove(&token).unwrap();
+                self.finish(&request);
+            }
+        }
+    }
+
+    fn finish(&mut self, request: &Request) {
+        for (_, bus) in &request.pages {
+            self.rig.machine.frames.unmap(*bus);
+        }
+        let shadow = &mut self.shadows[request.namespace];
+        let blocks =
+            bytes(&request.spans) / self.rig.nvme.namespaces()[request.namespace].unwrap().block_size as u64;
+        match request.operation {
+            Operation::Read => assert!(request.read_memory() == shadow.read(request.first, blocks)),
+            Operation::Write => shadow.write(request.first, &request.read_memory()),
+            Operation::Flush => self.flushes += 1,
+        }
+    }
+
+    /// Flushes both disks, cuts the power, and compares all of them.
+    fn compare(mut self) {
+        for namespace in 0..self.shadows.len() {
+            let request = self.request(namespace, Operation::Flush, 0, 0);
+            self.requests.insert(namespace as u32, request);
+        }
+        self.run(0);
+        assert_eq!(self.rig.machine.controller.flushes(), self.flushes);
+        for (namespace, shadow) in self.shadows.iter().enumerate() {
+            let disk = self.rig.machine.controller.disk_mut(namespace);
+            disk.cut_power(&mut self.rng);
+            let blocks =
+                ZONES * ZONE_BYTES / self.rig.nvme.namespaces()[namespace].unwrap().block_size as u64;
+            assert!(disk.read(0, blocks) == shadow.read(0, blocks));
+        }
+        self.rig.check();
+    }
+}
+
+fn storm(settings: Settings, requests: usize) {
+    let mut storm = Storm::new(settings);
+    storm.run(requests);
+    storm.compare();
+}
+
+#[test]
+fn what_is_written_is_read_whatever_the_shapes() {
+    for seed in 0..3 {
+        storm(Settings::new(seed), 600);
+    }
+}
+
+#[test]
+fn small_transfers_small_queues_and_wide_doorbells_change_nothing() {
+    for (seed, mdts, queue_entries, doorbell_stride) in
+        [(10, 1, 2, 0), (11, 2, 3, 1), (12, 3, 9, 4), (13, 0, 64, 2)]
+    {
+        storm(Settings { mdts, queue_entries, doorbell_stride, ..Settings::new(seed) }, 300);
+    }
+}
+
+#[test]
+fn polling_alone_suffices() {
+    storm(Settings { msix: false, ..Settings::new(20) }, 300);
+}
+
+#[test]
+fn interrupts_that_get_lost_lose_nothing() {
+    let mut lossy = Storm::new(Settings::new(30));
+    lossy.rig.machine.controller.faults.lost_interrupt = 3;
+    lossy.run(300);
+    lossy.compare();
+}
+
+#[test]
+fn doubled_and_invented_completions_answer_nobody() {
+    let mut lying = Storm::new(Settings::new(40));
+    lying.rig.machine.controller.faults.doubled = 3;
+    lying.rig.machine.controller.faults.invented = 3;
+    lying.run(500);
+    assert!(lying.rig.nvme.counters().strays > 100);
+    lying.compare();
+}
+
+#[test]
+fn disks_without_a_cache_keep_every_write() {
+    storm(Settings { volatile_cache: false, ..Settings::new(50) }, 300);
+}
