@@ -1,0 +1,417 @@
+//! One virtual disk's life, from the directory that the toolstack makes to its end, as libxl 4.17
+//! drives a backend in another domain than its own:
+//!
+//! ```text
+//! Found -> Subscribe -> Offer -> Dwelling -> InitWait -> Connect -> Connected -> Closing
+//!   |                    ^                      |                       |           |
+//!   +-> RemoveRefused    |                      +-> Draining <----------+-----------+
+//!                        |                              |
+//!                        +--- Closed <- AnnounceClosed <+
+//!                               +-> Lingering -> Remove -> Unsubscribe -> Finished
+//! ```
+//!
+//! Nodes are looked at again whenever something may have changed, and what they say now is what
+//! counts: events carry nothing, come late, and several at once. Every write holds only while our
+//! state node is what we last knew, so a directory that was removed or made anew is never touched.
+//! `domain` carries the jobs, and serves [`Vbd::ring_mut`] whenever there is one.
+//!
+//! Here is what a device is asked and what it asks for; what it makes of what it sees is in
+//! `sight`.
+
+mod sight;
+#[cfg(test)]
+mod tests;
+
+use core::fmt;
+use core::time::Duration;
+
+use super::connection::Connection;
+use super::handshake::{self, DeviceId, Ours, Theirs, Wish};
+use super::ring::Ring;
+use crate::hal::Hal;
+use crate::units::{Instant, Port};
+use crate::volume::{Volume, VolumeName, Volumes};
+use crate::wire::ring::FrontendFault;
+use crate::wire::xenbus::{Answer, Job, StoreError, Value, XenbusState};
+
+/// How long the state stays at InitWait: libxl waits for exactly that, and reads the node some
+/// time after it was told of a change.
+const DWELL: Duration = Duration::from_millis(200);
+
+/// The dwell doubles up to this while a frontend keeps starting again, so that no guest decides how
+/// much is written and logged here.
+const DWELL_MOST: Duration = Duration::from_millis(6400);
+
+/// An offer so far back does not count as such.
+const DWELL_MEMORY: Duration = Duration::from_secs(60);
+
+/// How long a closed device's directory stays: libxl has to read state 6 before it sees the
+/// directory go, and gives up on either after 10 s.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// The pause after a failure of xenstore doubles from the first to the second.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MOST: Duration = Duration::from_millis(6400);
+
+/// Where a device is. What the toolstack and the guest see of it is the state node alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// There is a directory; what it says is not known.
+    Found,
+    /// Something is to be written before anything else.
+    Doing(Task),
+    /// InitWait, and no further yet.
+    Dwelling { until: Instant },
+    /// InitWait, until the frontend is ready.
+    InitWait,
+    /// Serving.
+    Connected,
+    /// The toolstack asked us to close: serving until the frontend closes or goes.
+    Closing,
+    /// What the guest asked for is finished, then the connection is given up.
+    Draining { then: Then },
+    /// Closed, and may be wanted again.
+    Closed,
+    /// Closed for good, and to be seen so.
+    Lingering { until: Instant },
+    /// Over.
+    Finished,
+}
+
+/// What follows when nothing is connected any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Then {
+    /// The device closes.
+    Close,
+    /// The device is offered again to a frontend that has started again.
+    Offer,
+    /// Our directory is not what we knew: it is looked at as a new one.
+    Start,
+    /// Our directory is gone.
+    Leave,
+}
+
+/// A change of xenstore.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Task {
+    /// Watch the frontend.
+    Subscribe,
+    /// Say what the frontend needs, and InitWait.
+    Offer,
+    /// Say Connected.
+    Connect,
+    /// Say Closing.
+    AnnounceClosing,
+    /// Say Closed.
+    AnnounceClosed,
+    /// Remove our directory after a life.
+    Remove,
+    /// Remove our directory, which was never served.
+    RemoveRefused,
+    /// End the watch.
+    Unsubscribe,
+}
+
+/// What is to be looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Look {
+    /// Nothing has changed.
+    Nothing,
+    /// Our directory, and the frontend's after it.
+    Ours,
+    /// The frontend's directory.
+    Theirs,
+}
+
+/// A job under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Errand {
+    LookOurs,
+    LookTheirs,
+    /// Leave the reason of a failure for the administrator to read.
+    Complain,
+    Task(Task),
+}
+
+/// What makes a device one that can be served.
+#[derive(Debug)]
+struct Served {
+    wish: Wish,
+    name: VolumeName,
+    volume: Volume,
+}
+
+/// One virtual block device.
+#[derive(Debug)]
+pub struct Vbd {
+    id: DeviceId,
+    state: State,
+    /// Our state node, as last read or written.
+    shown: XenbusState,
+    served: Option<Served>,
+    connection: Option<Connection>,
+    /// There is no room for it: it is only here to be refused.
+    barred: bool,
+    look: Look,
+    errand: Option<Errand>,
+    /// Whether the watch on the frontend's state is set.
+    watching: bool,
+    /// Why the device closes.
+    why: Value,
+    /// What is still to be written to the error node.
+    complaint: Option<Value>,
+    fault: Option<FrontendFault>,
+    dwell: Duration,
+    offered: Option<Instant>,
+    retry_at: Option<Instant>,
+    retry_pause: Duration,
+}
+
+impl Vbd {
+    /// The device of the directory `backend/vbd/GUEST/DEVICE` below our home. [`Vbd::next_job`] is
+    /// not to be asked before the volumes are known.
+    #[must_use]
+    pub const fn new(id: DeviceId) -> Self {
+        Self {
+            id,
+            state: State::Found,
+            shown: XenbusState::Unknown,
+            served: None,
+            connection: None,
+            barred: false,
+            look: Look::Nothing,
+            errand: None,
+            watching: false,
+            why: Value::new(),
+            complaint: None,
+            fault: None,
+            dwell: DWELL,
+            offered: None,
+            retry_at: None,
+            retry_pause: RETRY_FIRST,
+        }
+    }
+
+    /// A device that there is no room for, to be refused with that reason.
+    #[must_use]
+    pub fn barred(id: DeviceId) -> Self {
+        Self { barred: true, ..Self::new(id) }
+    }
+
+    /// Which device it is.
+    #[must_use]
+    pub const fn id(&self) -> DeviceId {
+        self.id
+    }
+
+    /// Something may have changed: below our directory, or that there is one, or the frontend's
+    /// state, the watch on which has the token `fe/GUEST/DEVICE`.
+    pub fn notice(&mut self) {
+        self.look = Look::Ours;
+        if self.state == State::Finished {
+            self.state = State::Found;
+        }
+    }
+
+    /// The frontend broke its ring: this device closes.
+    pub fn fault(&mut self, fault: FrontendFault) {
+        if let Some(connection) = &mut self.connection {
+            connection.ring.close();
+            self.fault = Some(fault);
+        }
+    }
+
+    /// The connected ring, also while it drains.
+    #[must_use]
+    pub fn ring_mut(&mut self) -> Option<&mut Ring> {
+        self.connection.as_mut().map(|connection| &mut connection.ring)
+    }
+
+    /// The event channel of the connected ring.
+    #[must_use]
+    pub fn port(&self) -> Option<Port> {
+        self.connection.as_ref().map(|connection| connection.port)
+    }
+
+    /// Whether the device is over: our directory is gone, nothing is mapped or watched.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.state == State::Finished
+    }
+
+    /// When there is something to do even if nothing happens.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        let stay = match self.state {
+            State::Dwelling { until } | State::Lingering { until } => Some(until),
+            State::Found
+            | State::Doing(_)
+            | State::InitWait
+            | State::Connected
+            | State::Closing
+            | State::Draining { .. }
+            | State::Closed
+            | State::Finished => None,
+        };
+        [stay, self.retry_at].into_iter().flatten().min()
+    }
+
+    /// The xenstore work that is due, if any. [`Vbd::job_done`] is owed for it, and until then
+    /// there is no other.
+    #[must_use]
+    pub fn next_job(&mut self, now: Instant) -> Option<Job> {
+        if self.errand.is_some() || self.retry_at.is_some_and(|at| now < at) {
+            return None;
+        }
+        let errand = self.due()?;
+        self.errand = Some(errand);
+        match errand {
+            // A notice from here on means to look again.
+            Errand::LookOurs => self.look = Look::Theirs,
+            Errand::LookTheirs => self.look = Look::Nothing,
+            Errand::Complain | Errand::Task(_) => {}
+        }
+        Some(self.job(errand))
+    }
+
+    /// The job of [`Vbd::next_job`] was done, or not.
+    pub fn job_done(
+        &mut self,
+        now: Instant,
+        hal: &mut impl Hal,
+        volumes: &Volumes,
+        result: Result<(), StoreError>,
+        answers: &[Answer],
+    ) {
+        let Some(errand) = self.errand.take() else { return };
+        let result = result.and_then(|()| match errand {
+            Errand::LookOurs => Ours::parse(answers).map(|ours| self.see_ours(ours, now, volumes)),
+            Errand::LookTheirs => {
+                self.see_theirs(Theirs::parse(answers), hal);
+                Ok(())
+            }
+            // An error node that cannot be written must not keep the device from its end.
+            Errand::Complain => Ok(()),
+            Errand::Task(task) => self.task_done(task, now, answers),
+        });
+        match (errand, result) {
+            (Errand::Complain, _) => self.complaint = None,
+            (Errand::LookOurs | Errand::LookTheirs | Errand::Task(_), Ok(())) => {
+                self.retry_pause = RETRY_FIRST;
+            }
+            (Errand::LookOurs | Errand::LookTheirs | Errand::Task(_), Err(error)) => {
+                self.trouble(errand, error, now);
+            }
+        }
+        self.turn(now, hal);
+    }
+
+    /// Does what time and the ring's progress allow.
+    pub fn turn(&mut self, now: Instant, hal: &mut impl Hal) {
+        self.retry_at = self.retry_at.filter(|at| now < *at);
+        match self.state {
+            State::Dwelling { until } if now >= until => {
+                self.state = State::InitWait;
+                self.look = Look::Ours;
+            }
+            State::Lingering { until } if now >= until => self.state = State::Doing(Task::Remove),
+            State::Connected | State::Closing => {
+                if let Some(fault) = self.fault.take() {
+                    self.fail(fault);
+                }
+            }
+            State::Found
+            | State::Doing(_)
+            | State::Dwelling { .. }
+            | State::InitWait
+            | State::Draining { .. }
+            | State::Closed
+            | State::Lingering { .. }
+            | State::Finished => {}
+        }
+        if let State::Draining { then } = self.state
+            && self.disconnect(hal)
+        {
+            self.state = match then {
+                Then::Close => State::Doing(Task::AnnounceClosed),
+                Then::Offer => State::Doing(Task::Offer),
+                Then::Start => State::Found,
+                Then::Leave => State::Doing(Task::Unsubscribe),
+            };
+        }
+        if self.state == State::Doing(Task::Unsubscribe) && !self.watching {
+            // A notice since the directory went may be of one that was made anew.
+            self.state = if self.look == Look::Ours { State::Found } else { State::Finished };
+        }
+    }
+
+    /// Whether the toolstack has made the device and was not answered.
+    fn is_new(&self) -> bool {
+        self.shown == XenbusState::Initialising
+    }
+
+    /// The job that the state asks for.
+    fn due(&self) -> Option<Errand> {
+        if self.complaint.is_some() {
+            return Some(Errand::Complain);
+        }
+        match self.state {
+            State::Found => Some(Errand::LookOurs),
+            // The state alone does not tell a new directory from the one that was looked at.
+            State::Doing(_) if self.is_new() && self.look == Look::Ours => Some(Errand::LookOurs),
+            State::Doing(task) => Some(Errand::Task(task)),
+            State::InitWait | State::Connected | State::Closing | State::Closed => match self.look {
+                Look::Nothing => None,
+                Look::Ours => Some(Errand::LookOurs),
+                Look::Theirs => Some(Errand::LookTheirs),
+            },
+            State::Dwelling { .. } | State::Lingering { .. } => match self.look {
+                Look::Nothing | Look::Theirs => None,
+                Look::Ours => Some(Errand::LookOurs),
+            },
+            State::Draining { .. } | State::Finished => None,
+        }
+    }
+
+    fn job(&self, errand: Errand) -> Job {
+        let guarded = || Job::new(&self.id.home()).while_state(&[self.shown]);
+        match errand {
+            Errand::LookOurs => Ours::job(self.id),
+            Errand::LookTheirs => Theirs::job(self.id),
+            Errand::Complain => {
+                Job::new(&self.id.errors()).write("error", self.complaint.as_deref().unwrap_or_default())
+            }
+            Errand::Task(Task::Subscribe) => Job::new(&self.id.frontend()).watch("state", &self.id.token()),
+            Errand::Task(Task::Unsubscribe) => {
+                Job::new(&self.id.frontend()).unwatch("state", &self.id.token())
+            }
+            Errand::Task(Task::Offer) => {
+                let served = self.served.as_ref().expect("what is offered was resolved");
+                handshake::offer(self.id, self.shown, &served.wish, &served.volume)
+            }
+            Errand::Task(Task::Connect) => guarded().write_state(XenbusState::Connected),
+            Errand::Task(Task::AnnounceClosing) => guarded().write_state(XenbusState::Closing),
+            Errand::Task(Task::AnnounceClosed) => guarded().write_state(XenbusState::Closed),
+            Errand::Task(Task::Remove | Task::RemoveRefused) => guarded().remove(""),
+        }
+    }
+
+    /// Gives the connection up once nothing of it is in flight; true when there is none.
+    fn disconnect(&mut self, hal: &mut impl Hal) -> bool {
+        if let Some(connection) = self.connection.take_if(|connection| connection.ring.in_flight() == 0) {
+            connection.close(hal);
+        }
+        if self.connection.is_none() {
+            self.fault = None;
+        }
+        self.connection.is_none()
+    }
+}
+
+impl fmt::Display for Vbd {
+    /// `vbd 5/51728 nvme0n1`, the volume only where it is known.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vbd {}", self.id)?;
+        self.served.as_ref().map_or(Ok(()), |served| write!(f, " {}", served.name))
+    }
+}

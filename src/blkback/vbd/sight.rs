@@ -1,0 +1,345 @@
+//! What a virtual disk makes of what it sees: of its directory, of its frontend's, of its own
+//! writes done or failed. See the module above for the states.
+
+use core::fmt;
+use core::time::Duration;
+
+use super::{
+    DWELL, DWELL_MEMORY, DWELL_MOST, Errand, LINGER, Look, RETRY_MOST, Served, State, Task, Then, Vbd,
+};
+use crate::blkback::connection::Connection;
+use crate::blkback::handshake::{DeviceId, Endpoint, Ours, Theirs, Unserved, Wish};
+use crate::hal::Hal;
+use crate::limits;
+use crate::units::Instant;
+use crate::volume::{NameError, Volume, VolumeName, Volumes};
+use crate::wire::xenbus::{self, Answer, StoreError, XenbusState};
+
+const ASKED: &str = "asked by the toolstack";
+const CLOSED: &str = "its frontend closed";
+const GONE: &str = "its frontend is gone";
+
+/// Why a device is not served.
+enum Refusal<'a> {
+    /// The node `frontend-id` contradicts the path, which only dom0 can have written.
+    Guest,
+    TooLong,
+    Unreadable,
+    Name(NameError<'a>),
+    Quota,
+    Full,
+}
+
+impl fmt::Display for Refusal<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Guest => f.write_str("its frontend-id is not the guest it is for"),
+            Self::TooLong => f.write_str("its target is too long"),
+            Self::Unreadable => f.write_str("its target cannot be read"),
+            Self::Name(error) => error.fmt(f),
+            Self::Quota => f.write_str("the xenstore quota of the storage domain is used up"),
+            Self::Full => {
+                write!(f, "{} devices are attached, the most that are served at once", limits::VBDS)
+            }
+        }
+    }
+}
+
+/// The volume that the toolstack wants.
+fn resolve<'a>(
+    id: DeviceId,
+    wish: &'a Wish,
+    volumes: &'a Volumes,
+) -> Result<(&'a VolumeName, Volume), Refusal<'a>> {
+    if wish.frontend_id != Some(u32::from(id.guest.0)) {
+        return Err(Refusal::Guest);
+    }
+    match &wish.target {
+        Ok(target) => volumes.find(target).map_err(Refusal::Name),
+        Err(StoreError::TooLong) => Err(Refusal::TooLong),
+        Err(_) => Err(Refusal::Unreadable),
+    }
+}
+
+impl Vbd {
+    /// Our directory as it is now, or that it is gone.
+    pub(super) fn see_ours(&mut self, ours: Option<Ours>, now: Instant, volumes: &Volumes) {
+        let Some(ours) = ours else { return self.lose("its directory is gone") };
+        match self.state {
+            State::Found => self.begin(ours, now, volumes),
+            State::Doing(_) if self.is_new() => self.begin(ours, now, volumes),
+            State::Dwelling { .. } | State::InitWait | State::Connected | State::Closing => {
+                self.see_ours_open(&ours);
+            }
+            State::Closed | State::Lingering { .. } => self.see_ours_closed(&ours, now),
+            // What is being done either holds, or starts over because its guard did not.
+            State::Doing(_) | State::Draining { .. } | State::Finished => {}
+        }
+    }
+
+    /// The frontend's directory as it is now.
+    pub(super) fn see_theirs(&mut self, theirs: Theirs, hal: &mut impl Hal) {
+        match self.state {
+            State::InitWait => match theirs {
+                Theirs::Ready { endpoint, .. } => self.connect(endpoint, hal),
+                Theirs::Gone => self.end(GONE),
+                Theirs::Closing | Theirs::Closed => self.end(CLOSED),
+                Theirs::Starting | Theirs::Other => {}
+            },
+            State::Connected => match theirs {
+                Theirs::Ready { endpoint, settled } if !settled && self.moved_to(endpoint) => {
+                    self.drain(Then::Offer);
+                }
+                Theirs::Ready { .. } | Theirs::Other => {}
+                Theirs::Starting => self.drain(Then::Offer),
+                Theirs::Closing => self.announce("its frontend is closing"),
+                Theirs::Closed => self.end(CLOSED),
+                Theirs::Gone => self.end(GONE),
+            },
+            State::Closing => match theirs {
+                Theirs::Gone => self.end(GONE),
+                Theirs::Closing | Theirs::Closed | Theirs::Starting => self.end(CLOSED),
+                Theirs::Ready { .. } | Theirs::Other => {}
+            },
+            State::Closed => match theirs {
+                // A frontend that is ready is one that was given up; only a new start counts.
+                Theirs::Starting => self.state = State::Found,
+                Theirs::Ready { .. } | Theirs::Other | Theirs::Closing | Theirs::Closed | Theirs::Gone => {}
+            },
+            State::Found
+            | State::Doing(_)
+            | State::Dwelling { .. }
+            | State::Draining { .. }
+            | State::Lingering { .. }
+            | State::Finished => {}
+        }
+    }
+
+    /// What was to be done was done, unless the answers say otherwise.
+    pub(super) fn task_done(
+        &mut self,
+        task: Task,
+        now: Instant,
+        answers: &[Answer],
+    ) -> Result<(), StoreError> {
+        match task {
+            Task::Subscribe => {
+                // Without a guard a step's failure is in its answer alone.
+                answers.first().map_or(Ok(()), |answer| answer.as_ref().map(drop).map_err(|e| *e))?;
+                self.watching = true;
+                self.state = State::Doing(Task::Offer);
+            }
+            Task::Offer => {
+                self.show(XenbusState::InitWait, "offered");
+                self.state = State::Dwelling { until: now + self.next_dwell(now) };
+            }
+            Task::Connect => {
+                self.show(XenbusState::Connected, "its frontend is ready");
+                self.state = State::Connected;
+            }
+            Task::AnnounceClosing => {
+                self.show(XenbusState::Closing, self.why.clone());
+                self.drain(Then::Close);
+            }
+            Task::AnnounceClosed => {
+                self.show(XenbusState::Closed, self.why.clone());
+                self.state = State::Closed;
+                self.look = Look::Ours;
+            }
+            Task::Remove => self.lose("detached"),
+            Task::RemoveRefused => {
+                self.shown = XenbusState::Unknown;
+                self.drain(Then::Leave);
+            }
+            Task::Unsubscribe => self.watching = false,
+        }
+        Ok(())
+    }
+
+    /// A job was not done.
+    pub(super) fn trouble(&mut self, errand: Errand, error: StoreError, now: Instant) {
+        match error {
+            StoreError::Gone => self.drain(Then::Start),
+            StoreError::Quota if matches!(errand, Errand::Task(Task::Subscribe | Task::Offer)) => {
+                self.refuse(Refusal::Quota);
+            }
+            StoreError::Quota
+            | StoreError::NotFound
+            | StoreError::Denied
+            | StoreError::Again
+            | StoreError::TooLong
+            | StoreError::Malformed
+            | StoreError::Other => {
+                // A look that failed is still due.
+                self.look = Look::Ours;
+                self.retry_at = Some(now + self.retry_pause);
+                self.retry_pause = (self.retry_pause * 2).min(RETRY_MOST);
+            }
+        }
+    }
+
+    /// Closes because of what the frontend did or the disk is; the reason is left in the error node.
+    pub(super) fn fail(&mut self, reason: impl fmt::Display) {
+        let reason = xenbus::cut(reason);
+        self.complaint = Some(reason.clone());
+        if self.shown == XenbusState::Closing {
+            self.end(&reason);
+        } else {
+            self.announce(&reason);
+        }
+    }
+
+    /// A directory that is looked at for the first time, or again from scratch.
+    fn begin(&mut self, ours: Ours, now: Instant, volumes: &Volumes) {
+        match ours.state {
+            XenbusState::Closing => {
+                self.show(XenbusState::Closing, ASKED);
+                self.end("it was not connected");
+            }
+            XenbusState::Closed if !ours.online => {
+                self.shown = XenbusState::Closed;
+                self.state = State::Lingering { until: now + LINGER };
+            }
+            XenbusState::Initialising | XenbusState::InitWait | XenbusState::Closed => {
+                if ours.state == XenbusState::Initialising {
+                    self.offered = None;
+                }
+                self.shown = ours.state;
+                self.served = None;
+                let barred = if self.barred { Err(Refusal::Full) } else { Ok(()) };
+                match barred.and_then(|()| resolve(self.id, &ours.wish, volumes)) {
+                    Ok((name, volume)) => {
+                        self.served = Some(Served { name: name.clone(), volume, wish: ours.wish });
+                        let task = if self.watching { Task::Offer } else { Task::Subscribe };
+                        self.state = State::Doing(task);
+                    }
+                    Err(refusal) => self.refuse(refusal),
+                }
+            }
+            XenbusState::Unknown
+            | XenbusState::Initialised
+            | XenbusState::Connected
+            | XenbusState::Reconfiguring
+            | XenbusState::Reconfigured => {
+                self.shown = ours.state;
+                self.fail("it was left in a state that is not ours");
+            }
+        }
+    }
+
+    fn see_ours_open(&mut self, ours: &Ours) {
+        if self.replaced(ours) {
+            return;
+        }
+        if ours.state == XenbusState::Closing && self.shown != XenbusState::Closing {
+            self.show(XenbusState::Closing, ASKED);
+            if self.connection.is_some() {
+                self.state = State::Closing;
+            } else {
+                self.end("it was not connected");
+            }
+        }
+    }
+
+    fn see_ours_closed(&mut self, ours: &Ours, now: Instant) {
+        if self.replaced(ours) {
+            return;
+        }
+        if ours.state == XenbusState::Closing {
+            self.show(XenbusState::Closing, ASKED);
+            self.end("it was not connected");
+        } else if ours.online {
+            self.state = State::Closed;
+        } else if self.state == State::Closed {
+            self.state = State::Lingering { until: now + LINGER };
+        }
+    }
+
+    /// Starts over when our directory is another device's: libxl removes and makes it in one
+    /// transaction, so it may never be seen absent.
+    fn replaced(&mut self, ours: &Ours) -> bool {
+        let same_wish = self.served.as_ref().is_none_or(|served| served.wish == ours.wish);
+        let replaced = ours.state == XenbusState::Initialising || !same_wish;
+        if replaced {
+            self.show(ours.state, "attached anew");
+            self.drain(Then::Start);
+        }
+        replaced
+    }
+
+    fn connect(&mut self, endpoint: Result<Endpoint, Unserved>, hal: &mut impl Hal) {
+        let Some(served) = &self.served else { return };
+        let endpoint = match endpoint {
+            Ok(endpoint) => endpoint,
+            Err(unserved) => return self.fail(unserved),
+        };
+        match Connection::open(hal, self.id.guest, endpoint, served.volume, !served.wish.writable) {
+            Ok(connection) => {
+                self.connection = Some(connection);
+                self.state = State::Doing(Task::Connect);
+            }
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// Whether the frontend's ring is not the one that is connected.
+    fn moved_to(&self, endpoint: Result<Endpoint, Unserved>) -> bool {
+        self.connection.as_ref().is_some_and(|connection| Ok(connection.endpoint) != endpoint)
+    }
+
+    /// Not served, and the toolstack is to learn it at once: its wait ends when our directory goes.
+    fn refuse(&mut self, reason: impl fmt::Display) {
+        log::warn!("vbd {}: refused: {reason}", self.id);
+        self.complaint = Some(xenbus::cut(reason));
+        self.state = State::Doing(Task::RemoveRefused);
+    }
+
+    /// Closes, and says so first.
+    fn announce(&mut self, why: &str) {
+        self.stop();
+        self.why = xenbus::cut(why);
+        self.state = State::Doing(Task::AnnounceClosing);
+    }
+
+    /// Closes.
+    fn end(&mut self, why: &str) {
+        self.drain(Then::Close);
+        self.why = xenbus::cut(why);
+    }
+
+    /// Our directory is gone.
+    fn lose(&mut self, why: &str) {
+        if self.shown != XenbusState::Unknown {
+            log::info!("{self}: {:?} -> removed: {why}", self.shown);
+            self.shown = XenbusState::Unknown;
+        }
+        self.drain(Then::Leave);
+    }
+
+    /// Takes no more requests, and goes on when none is in flight.
+    fn drain(&mut self, then: Then) {
+        self.stop();
+        self.state = State::Draining { then };
+    }
+
+    /// Takes no more requests.
+    fn stop(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            connection.ring.close();
+        }
+    }
+
+    /// Our state node is now another.
+    fn show(&mut self, to: XenbusState, why: impl fmt::Display) {
+        log::info!("{self}: {:?} -> {to:?}: {why}", self.shown);
+        self.shown = to;
+    }
+
+    /// How long to stay at InitWait this time.
+    fn next_dwell(&mut self, now: Instant) -> Duration {
+        let recent = self.offered.is_some_and(|last| now.since(last) < DWELL_MEMORY);
+        self.dwell = if recent { (self.dwell * 2).min(DWELL_MOST) } else { DWELL };
+        self.offered = Some(now);
+        self.dwell
+    }
+}

@@ -1,0 +1,268 @@
+//! Attaching, connecting, and connecting again.
+
+use super::*;
+
+#[test]
+fn attach_offers_dwells_and_connects() {
+    let mut world = World::new();
+    world.attach("/dev/nvme0n2", "w");
+    world.run();
+    assert_eq!(world.trace(), [(0, "2")]);
+    assert_eq!(world.ours("sectors"), "8000");
+    assert_eq!((world.ours("sector-size"), world.ours("physical-sector-size")), ("4096", "4096"));
+    assert_eq!((world.ours("info"), world.ours("feature-flush-cache")), ("0", "1"));
+    // A frontend that is faster than libxl reads must not be seen before libxl has read 2.
+    world.frontend_ready("8", "15");
+    world.run_until(199);
+    assert_eq!(world.trace(), [(0, "2")]);
+    assert!(world.machine.mapped.is_empty());
+    world.run_until(200);
+    assert_eq!(world.trace(), [(0, "2"), (200, "4")]);
+    assert_eq!(world.machine.mapped.len(), 1);
+    assert_eq!(world.machine.bound.values().copied().collect::<Vec<_>>(), [(5, 15)]);
+    assert_eq!(world.vbd.ring_mut().unwrap().volume().sectors().0, 8000);
+    assert_eq!(world.vbd.to_string(), "vbd 5/51728 nvme0n2");
+    world.run_until(60_000);
+    assert_eq!(world.trace().len(), 2);
+}
+
+#[test]
+fn a_slow_frontend_is_waited_for() {
+    let mut world = World::new();
+    world.attach("nvme0n1", "r");
+    world.run_until(5000);
+    assert_eq!((world.trace(), world.vbd.deadline()), (vec![(0, "2")], None));
+    assert_eq!(world.ours("info"), "4");
+    world.frontend_ready("8", "15");
+    // Some frontends go straight to Connected.
+    world.set(FRONT, "state", "4");
+    world.run();
+    assert_eq!(world.trace(), [(0, "2"), (5000, "4")]);
+}
+
+#[test]
+fn a_refused_attach_says_why_and_then_goes() {
+    let long = "x".repeat(300);
+    for (target, node, value, reason) in [
+        ("/dev/nvme0n9", "dev", "xvdb", "no volume named \"/dev/nvme0n9\""),
+        ("\n", "dev", "xvdb", "no volume named \"\\n\""),
+        ("nvme0n1", "frontend-id", "6", "its frontend-id is not the guest it is for"),
+        (&long, "dev", "xvdb", "its target is too long"),
+    ] {
+        let mut world = World::new();
+        world.attach(target, "w");
+        world.set(HOME, node, value);
+        world.run();
+        assert_eq!(world.trace(), [(0, "error"), (0, "removed")]);
+        assert_eq!(world.nodes[ERRORS], reason);
+        world.assert_over();
+    }
+}
+
+#[test]
+fn no_disk_at_all_is_a_reason() {
+    let mut world = World::new();
+    world.volumes = Volumes::new();
+    world.volumes.explain_nothing("no PCI device was given to this domain");
+    world.attach("/dev/nvme0n1", "w");
+    world.run();
+    assert_eq!(world.nodes[ERRORS], "no PCI device was given to this domain");
+    world.assert_over();
+}
+
+#[test]
+fn a_frontend_that_closes_may_come_back() {
+    for closing in [true, false] {
+        let mut world = World::connected();
+        if closing {
+            world.set(FRONT, "state", "5");
+            world.run();
+            assert_eq!(world.trace(), [(200, "5"), (200, "6")]);
+        }
+        world.set(FRONT, "state", "6");
+        world.run_until(10_000);
+        assert_eq!(world.ours("state"), "6");
+        world.assert_disconnected();
+        world.trace.clear();
+        world.set(FRONT, "state", "1");
+        world.run();
+        world.frontend_ready("9", "16");
+        world.run_until(11_000);
+        assert_eq!(world.trace(), [(10_000, "2"), (10_400, "4")]);
+        assert_eq!(world.machine.bound.values().copied().collect::<Vec<_>>(), [(5, 16)]);
+        assert_eq!(world.watches.len(), 1);
+        world.detach();
+        world.set(FRONT, "state", "6");
+        world.run_until(12_000);
+        world.assert_over();
+    }
+}
+
+#[test]
+fn a_frontend_that_starts_again_unannounced_is_connected_anew() {
+    // Restarted, or resumed with another ring; each with what it leaves as it was.
+    for (state, ring, port) in [("1", "8", "15"), ("3", "9", "15"), ("3", "8", "16")] {
+        let mut world = World::connected();
+        world.frontend_ready(ring, port);
+        world.set(FRONT, "state", state);
+        world.run();
+        assert_eq!(world.trace(), [(200, "2")]);
+        world.assert_disconnected();
+        world.frontend_ready(ring, port);
+        world.run_until(1000);
+        assert_eq!(world.trace(), [(200, "2"), (600, "4")]);
+    }
+    for (state, ring) in [("3", "8"), ("4", "8"), ("4", "9"), ("2", "9")] {
+        let mut world = World::connected();
+        world.frontend_ready(ring, "15");
+        world.set(FRONT, "state", state);
+        world.run_until(1000);
+        assert_eq!(world.trace(), [], "nothing new in state {state}");
+    }
+}
+
+#[test]
+fn a_guest_that_keeps_starting_again_is_slowed_down() {
+    let mut world = World::connected();
+    let mut waits = vec![];
+    for _ in 0..8 {
+        world.set(FRONT, "state", "1");
+        world.run();
+        world.frontend_ready("8", "15");
+        let start = world.millis();
+        while world.ours("state") != "4" {
+            let until = world.vbd.deadline().unwrap();
+            world.now = until;
+            world.run();
+        }
+        waits.push(world.millis() - start);
+    }
+    assert_eq!(waits, [400, 800, 1600, 3200, 6400, 6400, 6400, 6400]);
+    world.run_until(world.millis() + 100_000);
+    world.set(FRONT, "state", "1");
+    world.run();
+    assert_eq!(world.vbd.deadline(), Some(world.now + DWELL), "forgiven");
+}
+
+#[test]
+fn a_new_attach_is_noticed_though_the_directory_never_went() {
+    // At every step of a life the device is attached again, to the same volume or another.
+    for (target, sectors) in [("nvme0n1", "1000"), ("nvme0n2", "8000")] {
+        for steps in 0..40 {
+            let mut world = World::new();
+            world.attach("nvme0n1", "w");
+            let lived = live(&mut world, steps);
+            world.trace.clear();
+            world.attach(target, "w");
+            let start = world.millis();
+            world.run();
+            world.frontend_ready("9", "16");
+            world.run_until(start + 10_000);
+            assert_eq!(world.trace(), [(start, "2"), (start + 200, "4")], "after {steps} jobs");
+            assert_eq!(world.ours("sectors"), sectors);
+            assert_eq!(world.machine.bound.values().copied().collect::<Vec<_>>(), [(5, 16)]);
+            assert_eq!((world.machine.mapped.len(), world.watches.len()), (1, 1));
+            if !lived {
+                break;
+            }
+            assert!(steps < 39, "a life has fewer jobs");
+        }
+    }
+}
+
+#[test]
+fn an_attach_that_overtakes_a_refusal_is_served() {
+    let mut world = World::new();
+    world.attach("nvme0n9", "w");
+    while world.trace.is_empty() {
+        assert!(world.step());
+    }
+    assert_eq!(world.trace(), [(0, "error")]);
+    world.attach("nvme0n1", "w");
+    world.run();
+    assert_eq!(world.trace(), [(0, "error"), (0, "2")]);
+}
+
+#[test]
+fn no_step_waits_for_events_of_our_own_writes() {
+    let mut world = World { echo: false, ..World::new() }.connect();
+    world.frontend_ready("9", "16");
+    world.run_until(1000);
+    assert_eq!(world.trace(), [(200, "2"), (600, "4")]);
+    world.detach();
+    world.set(FRONT, "state", "6");
+    world.run_until(3000);
+    world.assert_over();
+}
+
+#[test]
+fn a_read_only_attach_is_not_written() {
+    for (mode, status) in [("r", -1), ("w", 0)] {
+        let mut world = World::new();
+        world.attach("nvme0n1", mode);
+        world.frontend_ready("8", "15");
+        world.run_until(200);
+        let mut front = Front::at(world.machine.granted[&(5, 8)], 0);
+        front.submit(&entry(1, 1, 0, &[(7, 0, 0)]));
+        let ring = world.vbd.ring_mut().unwrap();
+        let mut batch = heapless::Vec::new();
+        let grants = ring.admit(1, &mut batch).unwrap();
+        assert_eq!((grants, ring.publish()), (usize::from(status == 0), status != 0));
+        assert_eq!(front.response().map(|(_, _, status)| status), (status != 0).then_some(status));
+    }
+}
+
+#[test]
+fn a_notice_while_looking_is_not_lost() {
+    let mut world = World::new();
+    world.attach("nvme0n1", "w");
+    world.run_until(300);
+    world.vbd.notice();
+    assert!(world.step(), "our directory");
+    let job = world.vbd.next_job(world.now).unwrap();
+    assert_eq!(job.base.as_str(), FRONT);
+    let (result, answers) = world.apply(&job);
+    // The frontend is ready just after its directory was read.
+    world.frontend_ready("8", "15");
+    world.done(result, &answers);
+    world.run();
+    assert_eq!(world.ours("state"), "4");
+}
+
+#[test]
+fn failures_of_xenstore_are_retried_with_growing_pauses() {
+    for error in [StoreError::Again, StoreError::Other, StoreError::Denied] {
+        let mut world = World::new();
+        world.attach("nvme0n1", "w");
+        world.errors = vec![error; 9];
+        world.run();
+        assert_eq!((world.jobs, world.vbd.deadline()), (1, Some(world.now + RETRY_FIRST)));
+        let start = world.now;
+        world.run_until(60_000);
+        assert_eq!(world.trace()[0], (100 + 200 + 400 + 800 + 1600 + 3200 + 6400 * 3, "2"), "{start:?}");
+        world.frontend_ready("8", "15");
+        world.errors = vec![error];
+        world.run_until(60_100);
+        assert_eq!(world.ours("state"), "4", "the pause is short again");
+    }
+}
+
+#[test]
+fn a_quota_that_is_used_up_refuses_the_attach() {
+    let mut world = World::new();
+    world.watch_error = Some(StoreError::Quota);
+    world.attach("nvme0n1", "w");
+    world.run();
+    assert_eq!(world.nodes[ERRORS], "the xenstore quota of the storage domain is used up");
+    world.assert_over();
+    // Even the reason finds no room.
+    let mut world = World::new();
+    world.attach("nvme0n1", "w");
+    while world.vbd.due() != Some(Errand::Task(Task::Offer)) {
+        assert!(world.step());
+    }
+    world.errors = vec![StoreError::Quota, StoreError::Quota];
+    world.run();
+    assert_eq!(world.trace(), [(0, "removed")]);
+    world.assert_over();
+}

@@ -1,0 +1,232 @@
+//! Closing, whoever wants it, and what is left.
+
+use super::*;
+
+#[test]
+fn detach_waits_for_the_frontend_and_lingers() {
+    let mut world = World::connected();
+    world.detach();
+    world.run_until(3000);
+    assert_eq!((world.trace(), world.machine.mapped.len()), (vec![], 1), "still serving");
+    world.set(FRONT, "state", "6");
+    world.run();
+    assert_eq!(world.trace(), [(3000, "6")]);
+    world.assert_disconnected();
+    world.run_until(3999);
+    assert!(world.exists(), "libxl has to read 6 first");
+    world.run_until(4000);
+    assert_eq!(world.trace(), [(3000, "6"), (4000, "removed")]);
+    world.assert_over();
+}
+
+#[test]
+fn detach_without_a_driver_in_the_guest_closes_at_once() {
+    for wait in [0, 500] {
+        let mut world = World::new();
+        world.attach("nvme0n1", "w");
+        world.run_until(wait);
+        world.detach();
+        world.run();
+        assert_eq!(world.trace(), [(0, "2"), (wait, "6")]);
+        world.run_until(wait + 1000);
+        world.assert_over();
+    }
+}
+
+#[test]
+fn forced_detach_and_destroy_need_no_frontend() {
+    for (online_late, dead_late) in [(0, 0), (400, 0), (0, 400), (5000, 0)] {
+        let mut world = World::connected();
+        if dead_late == 0 {
+            world.remove(FRONT);
+        }
+        world.run_until(200 + online_late);
+        world.detach();
+        world.run_until(200 + online_late + dead_late);
+        world.remove(FRONT);
+        world.run_until(200 + online_late + dead_late + 1000);
+        assert!(world.trace()[0].1 == "6" && world.trace().len() == 2, "{:?}", world.trace());
+        world.assert_over();
+    }
+}
+
+#[test]
+fn a_directory_that_goes_at_any_step_is_never_made_again() {
+    // It goes between two jobs, or when the next job is already on its way.
+    for on_its_way in [false, true] {
+        for steps in 0..40 {
+            let mut world = World::new();
+            world.attach("nvme0n1", "w");
+            let lived = live(&mut world, steps);
+            world.trace.clear();
+            let job = if on_its_way { world.vbd.next_job(world.now) } else { None };
+            world.remove(HOME);
+            world.remove(FRONT);
+            if let Some(job) = job {
+                let (result, answers) = world.apply(&job);
+                world.done(result, &answers);
+            }
+            world.run_until(world.millis() + 10_000);
+            assert_eq!(world.trace(), [], "after {steps} jobs");
+            world.assert_over();
+            if !lived {
+                break;
+            }
+            assert!(steps < 39, "a life has fewer jobs");
+        }
+    }
+}
+
+#[test]
+fn a_write_that_did_not_hold_leads_to_another_look() {
+    let mut world = World::new();
+    world.attach("nvme0n1", "w");
+    while world.vbd.due() != Some(Errand::Task(Task::Offer)) {
+        assert!(world.step());
+    }
+    // The events of this detach are late.
+    for (node, value) in [("state", "5"), ("online", "0")] {
+        world.nodes.insert(format!("{HOME}/{node}"), value.to_string());
+    }
+    world.run_until(1000);
+    assert_eq!(world.trace(), [(0, "6"), (1000, "removed")]);
+    world.assert_over();
+}
+
+#[test]
+fn a_new_device_is_not_removed_in_the_place_of_the_old() {
+    let mut world = World::connected();
+    world.detach();
+    world.set(FRONT, "state", "6");
+    world.run();
+    world.now = world.vbd.deadline().unwrap();
+    world.vbd.turn(world.now, &mut world.machine);
+    let job = world.vbd.next_job(world.now).unwrap();
+    world.attach("nvme0n2", "w");
+    let (result, answers) = world.apply(&job);
+    assert_eq!(result, Err(StoreError::Gone));
+    world.done(result, &answers);
+    world.run();
+    assert_eq!((world.ours("state"), world.ours("sectors")), ("2", "8000"));
+}
+
+#[test]
+fn a_frontend_that_cannot_be_served_learns_it() {
+    for (node, value, reason) in [
+        ("protocol", "x86_32-abi", "its frontend uses the protocol x86_32-abi, which is not served"),
+        ("ring-ref", "", "its frontend gave no valid ring-ref"),
+        ("ring-ref", "77", "cannot map its ring-ref 77: GNTTABOP_map_grant_ref returned -3"),
+        ("event-channel", "77", "cannot bind its event-channel 77: EVTCHNOP_bind_interdomain returned -22"),
+    ] {
+        let mut world = World::new();
+        world.attach("nvme0n1", "w");
+        world.run_until(300);
+        world.frontend_ready("8", "15");
+        world.set(FRONT, node, value);
+        world.run_until(20_000);
+        assert_eq!(world.trace(), [(0, "2"), (300, "error"), (300, "5"), (300, "6")]);
+        assert_eq!(world.nodes[ERRORS], reason);
+        world.assert_disconnected();
+        world.detach();
+        world.run_until(22_000);
+        world.assert_over();
+    }
+}
+
+#[test]
+fn a_broken_ring_closes_its_device() {
+    for closing in [false, true] {
+        let mut world = World::connected();
+        if closing {
+            world.detach();
+            world.run();
+        }
+        world.vbd.fault(FrontendFault::Overrun(99));
+        assert!(!world.vbd.ring_mut().unwrap().backlog(), "it stops at once");
+        world.run();
+        let expected = [(200, "error"), (200, "5"), (200, "6")];
+        let expected: Vec<_> = expected.into_iter().filter(|(_, what)| !(closing && *what == "5")).collect();
+        assert_eq!(world.trace(), expected);
+        assert_eq!(world.nodes[ERRORS], "its ring claims 99 requests where 32 fit");
+        world.assert_disconnected();
+    }
+}
+
+#[test]
+fn a_directory_that_goes_while_a_broken_ring_closes_is_not_made_again() {
+    let mut world = World::connected();
+    world.vbd.fault(FrontendFault::Rewound);
+    world.remove(HOME);
+    world.run();
+    assert_eq!(world.trace(), [(200, "error")]);
+    world.assert_over();
+}
+
+#[test]
+fn what_is_in_flight_is_finished_before_anything_is_given_up() {
+    let mut world = World::connected();
+    let frame = world.machine.granted[&(5, 8)];
+    let mut front = Front::at(frame, 0);
+    front.submit(&entry(3, 1, 0, &[]));
+    let ring = world.vbd.ring_mut().unwrap();
+    assert_eq!(ring.admit(1, &mut heapless::Vec::new()), Ok(0));
+    ring.issued(0);
+    world.remove(FRONT);
+    world.detach();
+    world.run_until(5000);
+    assert_eq!((world.trace(), world.machine.mapped.len(), world.machine.bound.len()), (vec![], 1, 1));
+    let ring = world.vbd.ring_mut().unwrap();
+    assert!(!ring.backlog() && !ring.arm(), "no more is taken");
+    ring.completed(0, true);
+    world.run();
+    assert_eq!(world.machine.mapped.len(), 1, "not before it is answered");
+    let ring = world.vbd.ring_mut().unwrap();
+    assert!(ring.reap(&mut heapless::Vec::new()));
+    ring.answer();
+    world.run();
+    assert_eq!((front.response(), world.machine.notified.len()), (Some((3, 1, 0)), 1));
+    assert_eq!(world.trace(), [(5000, "6")]);
+    world.run_until(6000);
+    world.assert_over();
+}
+
+#[test]
+fn directories_left_over_are_brought_to_an_end() {
+    let closed = vec![(0, "error"), (0, "5"), (0, "6")];
+    for (state, online, theirs, trace) in [
+        ("2", "1", "1", vec![(0, "2")]),
+        ("5", "0", "1", vec![(0, "6"), (1000, "removed")]),
+        ("5", "1", "4", vec![(0, "6")]),
+        ("5", "1", "1", vec![(0, "6"), (0, "2")]),
+        ("6", "0", "6", vec![(1000, "removed")]),
+        ("6", "1", "6", vec![(0, "2"), (200, "6")]),
+        ("4", "1", "4", closed.clone()),
+        ("3", "1", "4", closed.clone()),
+        ("", "1", "4", closed),
+    ] {
+        let mut world = World::new();
+        world.attach("nvme0n1", "w");
+        world.set(HOME, "state", state);
+        world.set(HOME, "online", online);
+        world.set(FRONT, "state", theirs);
+        world.run_until(60_000);
+        assert_eq!(world.trace(), trace, "found at {state:?}");
+        assert_eq!(world.exists(), online == "1");
+    }
+}
+
+#[test]
+fn a_device_can_fail_to_be_written_at_any_step() {
+    for steps in 0..40 {
+        let mut world = World::new();
+        world.attach("nvme0n1", "w");
+        let lived = live(&mut world, steps);
+        world.errors = vec![StoreError::Again];
+        live(&mut world, usize::MAX);
+        world.assert_over();
+        if !lived {
+            return;
+        }
+    }
+    panic!("a life has fewer jobs");
+}
