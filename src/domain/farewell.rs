@@ -1,0 +1,51 @@
+//! The orderly end of the disks: what was taken is answered, caches are written out, and the
+//! controllers are shut down as their standard says. The vbds' states stay as they are, so that no
+//! guest loses its disk over it.
+
+use super::io::{Disks, Io, Vbds};
+use crate::blkback::Vbd;
+use crate::drivers::{Disk, Status};
+use crate::hal::Memory;
+
+/// How far it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Farewell {
+    /// Requests that were taken are being answered.
+    Draining,
+    /// The disks' caches are being written out.
+    Flushing,
+    /// The controllers are being shut down.
+    Stopping,
+}
+
+impl Farewell {
+    /// The next step, or nothing when all is done. Disks that fail on the way are left alone.
+    pub(super) fn step(
+        self,
+        io: &mut Io,
+        hal: &mut impl Memory,
+        disks: &mut Disks,
+        vbds: &mut Vbds,
+    ) -> Option<Self> {
+        io.close();
+        match self {
+            Self::Draining => {
+                let rings = vbds.iter_mut().flatten().filter_map(Vbd::ring_mut);
+                if rings.into_iter().any(|ring| ring.in_flight() > 0) {
+                    return Some(self);
+                }
+                io.flush(hal, disks);
+                Some(Self::Flushing)
+            }
+            Self::Flushing if io.is_flushing() => Some(self),
+            Self::Flushing => {
+                disks.iter_mut().for_each(|disk| disk.shut_down(hal));
+                Some(Self::Stopping)
+            }
+            Self::Stopping => {
+                let ended = |disk: &Disk| matches!(disk.status(), Status::Stopped | Status::Failed(_));
+                (!disks.iter().all(ended)).then_some(self)
+            }
+        }
+    }
+}

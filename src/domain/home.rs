@@ -1,0 +1,231 @@
+//! The conversation about the domain itself: watches on what the toolstack asks of it
+//! (`control/shutdown`, `control/sysrq`), and `data/ready`.
+
+use crate::wire::xenbus::{Answer, Job, Path, StoreError};
+
+/// The token of the watch on `control/shutdown`, and its place.
+pub(super) const SHUTDOWN: &str = "shutdown";
+/// The token of the watch on `control/sysrq`, and its place.
+pub(super) const SYSRQ: &str = "sysrq";
+
+/// What the toolstack has asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Request {
+    Poweroff,
+    Reboot,
+    Crash,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Asked {
+    Nothing,
+    SetUp,
+    Ready,
+    Control,
+    Acknowledge,
+}
+
+/// The state of it.
+pub(super) struct Home {
+    asked: Asked,
+    set_up: bool,
+    /// `data/ready` is to be written.
+    ready: bool,
+    noticed: bool,
+    /// A request has been read that is to be acknowledged.
+    to_acknowledge: bool,
+    request: Option<Request>,
+}
+
+impl Home {
+    pub(super) const fn new() -> Self {
+        Self {
+            asked: Asked::Nothing,
+            set_up: false,
+            ready: false,
+            noticed: false,
+            to_acknowledge: false,
+            request: None,
+        }
+    }
+
+    /// Whether the watches are there.
+    pub(super) const fn is_set_up(&self) -> bool {
+        self.set_up
+    }
+
+    /// The domain serves.
+    pub(super) fn set_ready(&mut self) {
+        self.ready = true;
+    }
+
+    /// A watch has fired.
+    pub(super) fn notice(&mut self) {
+        self.noticed = true;
+    }
+
+    pub(super) const fn request(&self) -> Option<Request> {
+        self.request
+    }
+
+    /// Whether the toolstack knows that its request was taken.
+    pub(super) const fn acknowledged(&self) -> bool {
+        !self.to_acknowledge
+    }
+
+    pub(super) fn next_job(&mut self) -> Option<Job> {
+        if self.asked != Asked::Nothing {
+            return None;
+        }
+        let home = Job::new(&Path::new());
+        let (asked, job) = if !self.set_up {
+            let job = home
+                .write("control/feature-poweroff", 1)
+                .write("control/feature-reboot", 1)
+                .watch("control/shutdown", SHUTDOWN)
+                .watch("control/sysrq", SYSRQ)
+                .watch("backend", super::scan::TOKEN);
+            (Asked::SetUp, job)
+        } else if self.to_acknowledge {
+            (Asked::Acknowledge, home.write("control/shutdown", ""))
+        } else if self.noticed {
+            self.noticed = false;
+            (Asked::Control, home.read("control/shutdown").read("control/sysrq"))
+        } else if self.ready {
+            self.ready = false;
+            (Asked::Ready, home.write("data/ready", 1))
+        } else {
+            return None;
+        };
+        self.asked = asked;
+        Some(job)
+    }
+
+    pub(super) fn job_done(&mut self, result: Result<(), StoreError>, answers: &[Answer]) {
+        match core::mem::replace(&mut self.asked, Asked::Nothing) {
+            Asked::Nothing => {}
+            Asked::SetUp => {
+                self.set_up = true;
+                Self::say_failures("set up watches", result, answers);
+            }
+            Asked::Ready => Self::say_failures("write data/ready", result, answers),
+            Asked::Control => {
+                let value = |index: usize| answers.get(index).and_then(|answer| answer.as_ref().ok());
+                if let Some(command) = value(0).filter(|text| !text.is_empty()) {
+                    self.shutdown_asked(command);
+                }
+                if let Some(key) = value(1).filter(|text| !text.is_empty()) {
+                    self.sysrq_asked(key);
+                }
+            }
+            Asked::Acknowledge => {
+                self.to_acknowledge = false;
+                Self::say_failures("acknowledge control/shutdown", result, answers);
+            }
+        }
+    }
+
+    fn shutdown_asked(&mut self, command: &str) {
+        self.to_acknowledge = true;
+        match command {
+            "poweroff" | "halt" => self.request = Some(Request::Poweroff),
+            "reboot" => self.request = Some(Request::Reboot),
+            other => {
+                log::warn!("control/shutdown: {other:?} is not supported");
+                return;
+            }
+        }
+        log::info!("{command} requested by the toolstack");
+    }
+
+    fn sysrq_asked(&mut self, key: &str) {
+        match key {
+            "c" => {
+                log::error!("sysrq c: crashing on purpose");
+                self.request = Some(Request::Crash);
+            }
+            other => log::warn!("control/sysrq: {other:?} is not supported"),
+        }
+    }
+
+    fn say_failures(what: &str, result: Result<(), StoreError>, answers: &[Answer]) {
+        let failed =
+            result.err().or_else(|| answers.iter().find_map(|answer| answer.as_ref().err().copied()));
+        if let Some(error) = failed {
+            log::error!("xenstore: cannot {what}: {error:?}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Home, Request};
+    use crate::wire::xenbus::{Answer, StoreError, Value};
+
+    fn answers(shutdown: &str, sysrq: &str) -> [Answer; 2] {
+        [shutdown, sysrq].map(|text| Ok(Value::try_from(text).unwrap()))
+    }
+
+    fn set_up() -> Home {
+        let mut home = Home::new();
+        assert_eq!(home.next_job().unwrap().steps.len(), 5);
+        home.job_done(Ok(()), &[]);
+        assert!(home.is_set_up());
+        home
+    }
+
+    #[test]
+    fn a_shutdown_is_acknowledged_before_it_is_done() {
+        let mut home = set_up();
+        assert!(home.next_job().is_none());
+        home.notice();
+        assert!(home.next_job().is_some());
+        home.job_done(Ok(()), &answers("poweroff", ""));
+        assert_eq!(home.request(), Some(Request::Poweroff));
+        assert!(!home.acknowledged());
+        assert!(home.next_job().is_some());
+        assert!(!home.acknowledged(), "asked for is not done");
+        home.job_done(Ok(()), &[]);
+        assert!(home.acknowledged());
+    }
+
+    #[test]
+    fn what_is_not_supported_is_acknowledged_and_ignored() {
+        let mut home = set_up();
+        home.notice();
+        let _ = home.next_job();
+        home.job_done(Ok(()), &answers("suspend", "w"));
+        assert_eq!(home.request(), None);
+        assert!(home.next_job().is_some(), "libxl waits for the acknowledgement");
+    }
+
+    #[test]
+    fn nodes_that_are_empty_or_missing_ask_for_nothing() {
+        let mut home = set_up();
+        for control in [answers("", ""), [Err(StoreError::NotFound), Err(StoreError::NotFound)]] {
+            home.notice();
+            let _ = home.next_job();
+            home.job_done(Ok(()), &control);
+            assert_eq!(home.request(), None);
+            assert!(home.next_job().is_none());
+        }
+    }
+
+    #[test]
+    fn sysrq_c_crashes() {
+        let mut home = set_up();
+        home.notice();
+        let _ = home.next_job();
+        home.job_done(Ok(()), &answers("", "c"));
+        assert_eq!(home.request(), Some(Request::Crash));
+    }
+
+    #[test]
+    fn ready_is_said_once() {
+        let mut home = set_up();
+        home.set_ready();
+        assert!(home.next_job().is_some());
+        home.job_done(Ok(()), &[]);
+        assert!(home.next_job().is_none());
+    }
+}

@@ -1,0 +1,360 @@
+//! The data path: requests from rings to disks and answers back, batched over all rings so that a
+//! turn costs at most one map, one unmap and one notification a ring.
+//!
+//! Order within a turn: completions first, because they free slots; grants are given back before
+//! the answer that lets the guest reuse its pages; then new requests, commands, and one publish.
+
+use heapless::Vec;
+
+use crate::blkback::{Ring, Vbd};
+use crate::drivers::{Completion, Disk, Operation, Refusal, Token};
+use crate::hal::{GrantMap, GrantMapping, Hal, Memory};
+use crate::limits;
+use crate::units::{Block, Instant};
+use crate::wire::blkif;
+
+/// Completions taken from one controller at a time.
+const COMPLETIONS: usize = limits::QUEUE_ENTRIES;
+
+/// A set of vbds, by their place in the table.
+#[derive(Clone, Copy, Default)]
+struct Set(u64);
+
+const _: () = assert!(limits::VBD_PLACES <= 64);
+
+impl Set {
+    fn add(&mut self, index: usize) {
+        self.0 |= 1 << index;
+    }
+
+    fn remove(&mut self, index: usize) {
+        self.0 &= !(1 << index);
+    }
+
+    /// Its members, the first one from `start` on first.
+    fn from(self, start: usize) -> impl Iterator<Item = usize> {
+        let mut rest = self.0.rotate_right(start as u32);
+        core::iter::from_fn(move || {
+            let skip = (rest != 0).then(|| rest.trailing_zeros())?;
+            rest &= rest - 1;
+            Some((start + skip as usize) % 64)
+        })
+    }
+}
+
+/// The state of it: who has something to be done.
+pub(super) struct Io {
+    /// Rings that may hold requests not taken yet.
+    called: Set,
+    /// Rings with requests to be issued to a disk.
+    queued: Set,
+    /// Rings with requests that have ended.
+    ended: Set,
+    /// Rings with answers to be published.
+    answered: Set,
+    /// Rings popped since they were last armed.
+    popped: Set,
+    /// The ring whose turn it is first.
+    cursor: usize,
+    maps: Vec<GrantMap, { limits::GRANT_BATCH }>,
+    unmaps: Vec<GrantMapping, { limits::GRANT_BATCH }>,
+    done: Vec<Completion, COMPLETIONS>,
+    /// No new requests are taken any more.
+    closing: bool,
+    /// Flushes of our own that are under way.
+    flushes: usize,
+}
+
+/// Names the flushes before the end; no vbd has this place.
+const OUR_FLUSH: Token = Token(u32::MAX);
+
+pub(super) type Vbds = Vec<Option<Vbd>, { limits::VBD_PLACES }>;
+pub(super) type Disks = Vec<Disk, { limits::CONTROLLERS }>;
+
+impl Io {
+    pub(super) const fn new() -> Self {
+        Self {
+            called: Set(0),
+            queued: Set(0),
+            ended: Set(0),
+            answered: Set(0),
+            popped: Set(0),
+            cursor: 0,
+            maps: Vec::new(),
+            unmaps: Vec::new(),
+            done: Vec::new(),
+            closing: false,
+            flushes: 0,
+        }
+    }
+
+    /// The frontend has sent an event, or its ring is new.
+    pub(super) fn ring_called(&mut self, index: usize) {
+        self.called.add(index);
+    }
+
+    /// Takes no new requests from now on.
+    pub(super) fn close(&mut self) {
+        self.closing = true;
+    }
+
+    /// Asks every disk to write its cache out.
+    pub(super) fn flush(&mut self, hal: &mut impl Memory, disks: &mut Disks) {
+        for disk in disks {
+            for namespace in 0..disk.namespaces().len() {
+                let flush = disk.submit(OUR_FLUSH, namespace, Operation::Flush, Block(0), &[]);
+                self.flushes += usize::from(flush.is_ok());
+            }
+            disk.kick(hal);
+        }
+    }
+
+    /// Whether such a flush is still under way.
+    pub(super) fn is_flushing(&self) -> bool {
+        self.flushes > 0
+    }
+
+    /// Does what can be done now; returns whether anything was.
+    pub(super) fn turn(
+        &mut self,
+        hal: &mut impl Hal,
+        now: Instant,
+        disks: &mut Disks,
+        vbds: &mut Vbds,
+    ) -> bool {
+        let mut progress = self.complete(hal, now, disks, vbds);
+        progress |= self.finish(hal, vbds);
+        if !self.closing {
+            progress |= self.admit(hal, vbds);
+        }
+        progress |= self.issue(disks, vbds);
+        for disk in &mut *disks {
+            disk.kick(hal);
+        }
+        self.publish(hal, vbds);
+        self.cursor = (self.cursor + 1) % limits::VBD_PLACES;
+        progress
+    }
+
+    /// Takes what the controllers have completed.
+    fn complete(&mut self, hal: &mut impl Hal, now: Instant, disks: &mut Disks, vbds: &mut Vbds) -> bool {
+        let mut progress = false;
+        for disk in &mut *disks {
+            progress |= disk.turn(hal, now, &mut self.done);
+            for completion in &self.done {
+                if completion.token == OUR_FLUSH {
+                    self.flushes -= 1;
+                    continue;
+                }
+                let (index, slot) = place(completion.token);
+                if let Some(ring) = ring(vbds, index) {
+                    ring.completed(slot, completion.result.is_ok());
+                    self.ended.add(index);
+                }
+            }
+            self.done.clear();
+        }
+        progress
+    }
+
+    /// Gives the grants of ended requests back, then answers them.
+    fn finish(&mut self, hal: &mut impl Hal, vbds: &mut Vbds) -> bool {
+        if self.ended.0 == 0 {
+            return false;
+        }
+        let mut reaped = Set::default();
+        self.unmaps.clear();
+        for index in self.ended.from(self.cursor) {
+            if ring(vbds, index).is_some_and(|ring| ring.reap(&mut self.unmaps)) {
+                reaped.add(index);
+            }
+        }
+        if !self.unmaps.is_empty() {
+            hal.unmap(&self.unmaps);
+        }
+        for index in reaped.from(self.cursor) {
+            if let Some(ring) = ring(vbds, index) {
+                ring.answer();
+            }
+            self.answered.add(index);
+        }
+        for index in self.ended.from(0) {
+            if !ring(vbds, index).is_some_and(|ring| ring.has_ended()) {
+                self.ended.remove(index);
+            }
+        }
+        reaped.0 != 0
+    }
+
+    /// Takes new requests and maps what they name.
+    fn admit(&mut self, hal: &mut impl Hal, vbds: &mut Vbds) -> bool {
+        self.maps.clear();
+        let mut shares: Vec<(usize, usize), { limits::VBD_PLACES }> = Vec::new();
+        let mut progress = false;
+        for index in self.called.from(self.cursor) {
+            let Some(vbd) = vbds.get_mut(index).and_then(Option::as_mut) else {
+                self.called.remove(index);
+                continue;
+            };
+            let Some(ring) = vbd.ring_mut() else {
+                self.called.remove(index);
+                continue;
+            };
+            let before = self.maps.len();
+            match ring.admit(limits::ADMIT_BATCH, &mut self.maps) {
+                Ok(taken) => {
+                    progress |= taken > 0;
+                    self.popped.add(index);
+                    self.answered.add(index);
+                    self.queued.add(index);
+                    if !ring.backlog() {
+                        self.called.remove(index);
+                    }
+                }
+                Err(fault) => {
+                    vbd.fault(fault);
+                    self.called.remove(index);
+                    progress = true;
+                }
+            }
+            let share = self.maps.len() - before;
+            if share > 0 {
+                shares.push((index, share)).unwrap_or_else(|_| unreachable!("one share a vbd"));
+            }
+        }
+        self.map(hal, vbds, &shares);
+        progress
+    }
+
+    fn map(&mut self, hal: &mut impl Hal, vbds: &mut Vbds, shares: &[(usize, usize)]) {
+        if self.maps.is_empty() {
+            return;
+        }
+        hal.map(&mut self.maps);
+        let mut rest = self.maps.as_slice();
+        for (index, share) in shares {
+            let (results, others) = rest.split_at(*share);
+            rest = others;
+            if let Some(ring) = ring(vbds, *index) {
+                ring.mapped(results);
+                if ring.has_ended() {
+                    self.ended.add(*index);
+                }
+            }
+        }
+    }
+
+    /// Makes commands of accepted requests, one a ring in turn, while the disks take them.
+    fn issue(&mut self, disks: &mut Disks, vbds: &mut Vbds) -> bool {
+        let mut progress = false;
+        let mut waiting = self.queued;
+        while waiting.0 != 0 {
+            for index in waiting.from(self.cursor) {
+                let step = match ring(vbds, index) {
+                    Some(ring) => issue_one(index, ring, disks),
+                    None => Step::Empty,
+                };
+                match step {
+                    Step::Issued => progress = true,
+                    Step::Ended => {
+                        progress = true;
+                        self.ended.add(index);
+                    }
+                    Step::Empty => {
+                        waiting.remove(index);
+                        self.queued.remove(index);
+                    }
+                    Step::Wait => waiting.remove(index),
+                }
+            }
+        }
+        progress
+    }
+
+    /// Shows the answers, with one event where the frontend asks for it.
+    fn publish(&mut self, hal: &mut impl Hal, vbds: &mut Vbds) {
+        for index in core::mem::take(&mut self.answered).from(self.cursor) {
+            if let Some(vbd) = vbds.get_mut(index).and_then(Option::as_mut)
+                && let Some(port) = vbd.port()
+                && let Some(ring) = vbd.ring_mut()
+                && ring.publish()
+            {
+                hal.notify(port);
+            }
+        }
+    }
+
+    /// Asks each frontend whose ring was popped for an event at its next request; returns whether
+    /// one has published a request meanwhile.
+    pub(super) fn arm(&mut self, vbds: &mut Vbds) -> bool {
+        for index in core::mem::take(&mut self.popped).from(0) {
+            if ring(vbds, index).is_some_and(Ring::arm) {
+                self.called.add(index);
+            }
+        }
+        self.called.0 != 0
+    }
+}
+
+enum Step {
+    Issued,
+    /// The request cannot be done and has ended.
+    Ended,
+    /// The ring has no request to issue.
+    Empty,
+    /// The disk takes no command now.
+    Wait,
+}
+
+fn issue_one(index: usize, ring: &mut Ring, disks: &mut Disks) -> Step {
+    let disk_index = ring.volume().disk;
+    let Some(command) = ring.next_command() else { return Step::Empty };
+    let operation = match command.op {
+        blkif::Operation::Read => Operation::Read,
+        blkif::Operation::Write => Operation::Write,
+        blkif::Operation::Flush => Operation::Flush,
+    };
+    let token = Token((index as u32) << 16 | u32::from(command.slot));
+    let Some(disk) = disks.get_mut(disk_index.controller) else {
+        ring.refused();
+        return Step::Ended;
+    };
+    match disk.submit(token, disk_index.namespace, operation, command.first, command.spans) {
+        Ok(spans) => {
+            ring.issued(spans);
+            Step::Issued
+        }
+        Err(Refusal::Full | Refusal::NotReady) => Step::Wait,
+        Err(Refusal::Inexpressible | Refusal::Dead) => {
+            ring.refused();
+            Step::Ended
+        }
+    }
+}
+
+/// Where a token's request is: the vbd's place and the slot in its ring.
+fn place(token: Token) -> (usize, u8) {
+    ((token.0 >> 16) as usize, token.0 as u8)
+}
+
+fn ring(vbds: &mut Vbds, index: usize) -> Option<&mut Ring> {
+    vbds.get_mut(index)?.as_mut()?.ring_mut()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Set;
+
+    #[test]
+    fn a_set_is_walked_from_anywhere() {
+        let mut set = Set::default();
+        for index in [0, 5, 63] {
+            set.add(index);
+        }
+        assert_eq!(set.from(0).collect::<Vec<_>>(), [0, 5, 63]);
+        assert_eq!(set.from(5).collect::<Vec<_>>(), [5, 63, 0]);
+        assert_eq!(set.from(6).collect::<Vec<_>>(), [63, 0, 5]);
+        set.remove(5);
+        assert_eq!(set.from(0).collect::<Vec<_>>(), [0, 63]);
+    }
+}

@@ -1,0 +1,407 @@
+//! The event loop: joins the xenstore client, the PCI and disk drivers and the virtual block
+//! devices, which do not know each other. One [`Domain::turn`] does all that can be done now and
+//! says whether to turn again, sleep, or end.
+//!
+//! `home` holds the conversation about the domain itself, `scan` finds devices in xenstore, `io`
+//! carries requests between rings and disks, `ports` knows whose an event channel is, `farewell` ends it.
+
+mod farewell;
+mod home;
+mod io;
+mod ports;
+mod scan;
+
+use heapless::Vec;
+
+use self::farewell::Farewell;
+use self::home::{Home, Request};
+use self::io::{Disks, Io, Vbds};
+use self::ports::{Owner, PortTable};
+use self::scan::Scan;
+use crate::blkback::{DeviceId, Vbd};
+use crate::drivers::nvme::Nvme;
+use crate::drivers::pci::{self, DeviceKind, Found, Pci};
+use crate::drivers::{Disk, Status};
+use crate::hal::{Hal, HypervisorError};
+use crate::limits;
+use crate::mem::SharedPage;
+use crate::units::{Instant, Port};
+use crate::volume::{DiskIndex, Volume, Volumes};
+use crate::wire::xenbus::{Job, Node, StoreError};
+use crate::xenstore::{Store, StoreEvent};
+
+/// What the loop does next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// Something was done, and more may follow from it.
+    Again,
+    /// Nothing can be done before a port is pending or the time has come.
+    Sleep(Option<Instant>),
+    /// The domain ends.
+    End(End),
+}
+
+/// How the domain ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// In good order, for good (`xl shutdown`).
+    Poweroff,
+    /// In good order, to be started again (`xl reboot`).
+    Reboot,
+    /// At once, as asked by `xl sysrq <domain> c`.
+    Crash,
+}
+
+/// Messages of the store looked at in one turn, so that a storm of watch events does not keep
+/// requests waiting.
+const STORE_BUDGET: usize = 16;
+
+/// Everything the domain knows about its disks and devices: one region of fixed size.
+pub struct Tables {
+    disks: Disks,
+    vbds: Vbds,
+    volumes: Volumes,
+    ports: PortTable,
+    io: Io,
+}
+
+impl Tables {
+    /// Empty tables.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "constant, for a static")]
+    pub const fn new() -> Self {
+        Self {
+            disks: Vec::new(),
+            vbds: Vec::new(),
+            volumes: Volumes::new(),
+            ports: PortTable::new(),
+            io: Io::new(),
+        }
+    }
+}
+
+/// Whose xenstore job is being done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Speaker {
+    Home,
+    Pci,
+    Scan,
+    Vbd(usize),
+}
+
+/// How far the start is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Start {
+    /// PCI devices and controllers are being brought up.
+    Devices,
+    /// Their volumes are known; ready is being said.
+    Ready,
+}
+
+/// The domain.
+pub struct Domain<'a> {
+    tables: &'a mut Tables,
+    store: Store,
+    speaker: Option<Speaker>,
+    home: Home,
+    pci: Pci,
+    scan: Scan,
+    start: Start,
+    started: Instant,
+    /// The vbd whose turn it is to speak with the store.
+    cursor: usize,
+    /// What the orderly end waits for.
+    farewell: Farewell,
+}
+
+impl<'a> Domain<'a> {
+    /// A domain that was entered at `started`, with the store's page and port.
+    #[must_use]
+    pub fn new(tables: &'a mut Tables, store: SharedPage, store_port: Port, started: Instant) -> Self {
+        tables.ports.set(store_port, Some(Owner::Store));
+        Self {
+            tables,
+            store: Store::new(store, store_port),
+            speaker: None,
+            home: Home::new(),
+            pci: Pci::new(),
+            scan: Scan::new(),
+            start: Start::Devices,
+            started,
+            cursor: 0,
+            farewell: Farewell::Draining,
+        }
+    }
+
+    /// Does what can be done now.
+    pub fn turn(&mut self, hal: &mut impl Hal) -> Turn {
+        let now = hal.now();
+        self.take_events(hal);
+        // The store comes last of the three: what time makes due may be a job for it.
+        self.vbds_turn(hal, now);
+        let mut progress = self.devices_turn(hal, now);
+        progress |= self.store_turn(hal, now);
+        let Tables { disks, vbds, io, .. } = &mut *self.tables;
+        progress |= io.turn(hal, now, disks, vbds);
+        if let Some(end) = self.end(hal) {
+            return Turn::End(end);
+        }
+        let Tables { vbds, io, .. } = &mut *self.tables;
+        if progress || io.arm(vbds) { Turn::Again } else { Turn::Sleep(self.deadline()) }
+    }
+
+    fn take_events(&mut self, hal: &mut impl Hal) {
+        for _ in 0..limits::PORTS {
+            let Some(port) = hal.next_pending() else { return };
+            match self.tables.ports.owner(port) {
+                Some(Owner::Vbd(index)) => self.tables.io.ring_called(index),
+                // These look for their work in every turn.
+                Some(Owner::Store | Owner::Pci | Owner::Disk) | None => {}
+            }
+        }
+    }
+
+    /// Lets the store's events reach whom they concern, and starts the next job.
+    fn store_turn(&mut self, hal: &mut impl Hal, now: Instant) -> bool {
+        let mut progress = false;
+        for _ in 0..STORE_BUDGET {
+            if self.store.idle()
+                && self.speaker.is_none()
+                && let Some((speaker, job)) = self.next_job(now)
+            {
+                self.speaker = Some(speaker);
+                self.store.start(job);
+            }
+            let Some(event) = self.store.turn(hal) else { break };
+            progress = true;
+            match event {
+                StoreEvent::Watch { path, token } => self.watch_fired(&path, &token),
+                StoreEvent::Done(result) => self.job_done(hal, now, result),
+                StoreEvent::Broken(reason) => {
+                    log::error!("xenstore: {reason}; devices can no longer be attached or detached");
+                    break;
+                }
+            }
+        }
+        progress
+    }
+
+    fn next_job(&mut self, now: Instant) -> Option<(Speaker, Job)> {
+        if let Some(job) = self.home.next_job() {
+            return Some((Speaker::Home, job));
+        }
+        if let Some(job) = self.pci.next_job() {
+            return Some((Speaker::Pci, job));
+        }
+        if self.start == Start::Devices {
+            return None;
+        }
+        if let Some(job) = self.scan.next_job() {
+            return Some((Speaker::Scan, job));
+        }
+        let count = self.tables.vbds.len();
+        for index in (self.cursor..count).chain(0..self.cursor.min(count)) {
+            if let Some(vbd) = &mut self.tables.vbds[index]
+                && let Some(job) = vbd.next_job(now)
+            {
+                self.cursor = index + 1;
+                return Some((Speaker::Vbd(index), job));
+            }
+        }
+        None
+    }
+
+    fn watch_fired(&mut self, path: &str, token: &Node) {
+        match token.as_str() {
+            home::SHUTDOWN | home::SYSRQ => self.home.notice(),
+            pci::TOKEN => self.pci.notice(),
+            scan::TOKEN => match DeviceId::in_path(path).and_then(|id| self.vbd_mut(id)) {
+                Some(vbd) => vbd.notice(),
+                None => self.scan.notice(),
+            },
+            token => {
+                if let Some(vbd) = DeviceId::in_token(token).and_then(|id| self.vbd_mut(id)) {
+                    vbd.notice();
+                }
+            }
+        }
+    }
+
+    fn vbd_mut(&mut self, id: DeviceId) -> Option<&mut Vbd> {
+        self.tables.vbds.iter_mut().flatten().find(|vbd| vbd.id() == id)
+    }
+
+    fn job_done(&mut self, hal: &mut impl Hal, now: Instant, result: Result<(), StoreError>) {
+        let answers = self.store.answers();
+        match self.speaker.take() {
+            Some(Speaker::Home) => self.home.job_done(result, answers),
+            Some(Speaker::Pci) => self.pci.job_done(hal, result, answers),
+            Some(Speaker::Scan) => {
+                self.scan.job_done(answers, self.store.listing());
+                if self.scan.complete() {
+                    self.take_scan();
+                }
+            }
+            Some(Speaker::Vbd(index)) => {
+                let Tables { vbds, volumes, .. } = &mut *self.tables;
+                if let Some(vbd) = &mut vbds[index] {
+                    vbd.job_done(now, hal, volumes, result, answers);
+                    self.settle_vbd(index);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Compares what xenstore holds with the devices we know.
+    fn take_scan(&mut self) {
+        for vbd in self.tables.vbds.iter_mut().flatten() {
+            if !self.scan.found().any(|id| id == vbd.id()) {
+                vbd.notice();
+            }
+        }
+        for index in 0..self.scan.found().count() {
+            let Some(id) = self.scan.found().nth(index) else { break };
+            if self.vbd_mut(id).is_none() {
+                self.add_vbd(id);
+            }
+        }
+    }
+
+    /// Takes a device on, or in to be refused; while that place is taken too, it waits for the scan
+    /// that follows when a device has gone.
+    fn add_vbd(&mut self, id: DeviceId) {
+        let vbds = &mut self.tables.vbds;
+        let served = vbds.iter().flatten().count();
+        let vbd = Some(if served < limits::VBDS { Vbd::new(id) } else { Vbd::barred(id) });
+        if let Some(free) = vbds.iter_mut().find(|entry| entry.is_none()) {
+            *free = vbd;
+        } else if vbds.push(vbd).is_err() {
+            log::debug!("vbd {id}: waits to be refused");
+        }
+    }
+
+    fn vbds_turn(&mut self, hal: &mut impl Hal, now: Instant) {
+        for index in 0..self.tables.vbds.len() {
+            if let Some(vbd) = &mut self.tables.vbds[index] {
+                vbd.turn(now, hal);
+                self.settle_vbd(index);
+            }
+        }
+    }
+
+    /// Follows a vbd's step: its port may have changed, or it may have ended.
+    fn settle_vbd(&mut self, index: usize) {
+        let Tables { vbds, ports, io, .. } = &mut *self.tables;
+        let Some(vbd) = &mut vbds[index] else { return };
+        if ports.set_vbd(index, vbd.port()) {
+            io.ring_called(index);
+        }
+        if vbd.is_finished() && self.speaker != Some(Speaker::Vbd(index)) {
+            vbds[index] = None;
+            self.scan.notice();
+        }
+    }
+
+    /// PCI functions become controllers, controllers' disks become volumes.
+    fn devices_turn(&mut self, hal: &mut impl Hal, now: Instant) -> bool {
+        let mut progress = false;
+        if let Some(port) = self.pci.port() {
+            self.tables.ports.set(port, Some(Owner::Pci));
+        }
+        if let Some(found) = self.pci.turn(hal, now) {
+            progress = true;
+            if let Err(error) = self.add_controller(hal, &found) {
+                log::error!("pci {}: {error}", found.address);
+            }
+        }
+        if self.start == Start::Devices && self.pci.settled() && self.disks_settled() && self.home.is_set_up()
+        {
+            self.start = Start::Ready;
+            self.ready(now);
+            progress = true;
+        }
+        progress
+    }
+
+    fn disks_settled(&self) -> bool {
+        self.tables.disks.iter().all(|disk| disk.status() != Status::Starting)
+    }
+
+    fn add_controller(&mut self, hal: &mut impl Hal, found: &Found) -> Result<(), HypervisorError> {
+        let registers = hal.map_mmio(found.bar, found.bar_len.min(limits::REGISTERS))?;
+        let interrupts = match found.pirq.map(|pirq| hal.bind_pirq(pirq)) {
+            Some(Ok(port)) => {
+                self.tables.ports.set(port, Some(Owner::Disk));
+                true
+            }
+            Some(Err(error)) => {
+                log::warn!("pci {}: no interrupt: {error}; completions are polled", found.address);
+                false
+            }
+            None => false,
+        };
+        let index = self.tables.disks.len();
+        let disk = match found.kind {
+            DeviceKind::Nvme => Nvme::new(hal, index, registers, interrupts).map(Disk::Nvme),
+        };
+        match disk {
+            Ok(disk) => self.tables.disks.push(disk).unwrap_or_else(|_| {
+                log::error!("pci {}: not used: {} controllers at most", found.address, limits::CONTROLLERS);
+            }),
+            Err(error) => log::error!("pci {}: {error}", found.address),
+        }
+        Ok(())
+    }
+
+    /// Makes volumes of the disks and opens the doors.
+    fn ready(&mut self, now: Instant) {
+        let Tables { disks, volumes, .. } = &mut *self.tables;
+        if let Some(refusal) = self.pci.none_reason() {
+            volumes.explain_nothing(refusal);
+        }
+        for (controller, disk) in disks.iter().enumerate() {
+            if let Status::Failed(error) = disk.status() {
+                volumes.explain_nothing(format_args!("nvme{controller}: {error}"));
+            }
+            for (index, claimed) in disk.namespaces().iter().enumerate() {
+                let name = format_args!("nvme{controller}n{}", index + 1);
+                let place = DiskIndex { controller, namespace: index };
+                let volume = claimed
+                    .as_ref()
+                    .map_err(|_| "see the log of its controller")
+                    .and_then(|disk| Volume::whole(place, disk.block_size, disk.blocks, disk.volatile_cache));
+                if volumes.add(name, volume).is_err() {
+                    log::warn!("{name}: not served: there are {} volumes already", limits::VOLUMES);
+                }
+            }
+        }
+        log::info!("ready in {} ms", now.since(self.started).as_millis());
+        self.home.set_ready();
+        self.scan.notice();
+    }
+
+    /// Whether it is time to end, and how.
+    fn end(&mut self, hal: &mut impl Hal) -> Option<End> {
+        match self.home.request()? {
+            Request::Crash => Some(End::Crash),
+            Request::Poweroff | Request::Reboot if !self.home.acknowledged() => None,
+            request => {
+                let Tables { disks, vbds, io, .. } = &mut *self.tables;
+                while let Some(next) = self.farewell.step(io, hal, disks, vbds) {
+                    if next == self.farewell {
+                        return None;
+                    }
+                    self.farewell = next;
+                }
+                Some(if request == Request::Reboot { End::Reboot } else { End::Poweroff })
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let disks = self.tables.disks.iter().filter_map(Disk::deadline);
+        let vbds = self.tables.vbds.iter().flatten().filter_map(Vbd::deadline);
+        disks.chain(vbds).chain(self.pci.deadline()).min()
+    }
+}
