@@ -1,0 +1,30 @@
+//! Links the image: a static executable with the layout of linker/xen.ld, for the bare target and
+//! for the host's target alike. Tests and benches are linked as usual.
+
+fn main() {
+    let root = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
+    let script = format!("{root}/linker/xen.ld");
+    println!("cargo::rerun-if-changed=linker/xen.ld");
+    println!("cargo::rerun-if-changed=boot/xen.S");
+    if std::env::var_os("CARGO_FEATURE_IMAGE").is_none() {
+        return;
+    }
+    let bare = std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "none");
+    // On the bare target rustc calls the linker itself, elsewhere through the C compiler.
+    if !bare {
+        for arg in ["-nostdlib", "-nostartfiles", "-static", "-no-pie"] {
+            println!("cargo::rustc-link-arg-bins={arg}");
+        }
+    }
+    for arg in [
+        "--build-id=none",
+        "-znoexecstack",
+        "-zmax-page-size=0x1000",
+        "--no-dynamic-linker",
+        "--gc-sections",
+        &format!("-T{script}"),
+    ] {
+        let prefix = if bare { "" } else { "-Wl," };
+        println!("cargo::rustc-link-arg-bins={prefix}{arg}");
+    }
+}

@@ -1,0 +1,183 @@
+//! Grant tables (xen/include/public/grant_table.h): mapping others' grants, and our own table of
+//! version 1 for the one page that pcifront shares.
+
+use heapless::Vec;
+
+use super::hypercall::{Nr, hypercall};
+use super::paging::{Paging, shared_page};
+use crate::hal::{DeviceAccess, DmaPage, GrantMap, GrantMapping, GrantedPage, HypervisorError};
+use crate::mem::{SharedPage, write_barrier};
+use crate::units::{BusAddr, DomId, GrantHandle, GrantRef, PAGE_SIZE};
+
+const MAP: u64 = 0;
+const UNMAP: u64 = 1;
+const SETUP_TABLE: u64 = 2;
+
+const DEVICE_MAP: u32 = 1;
+const HOST_MAP: u32 = 2;
+const READ_ONLY: u32 = 4;
+
+/// `GTF_permit_access`.
+const PERMIT_ACCESS: u16 = 1;
+/// References below are the toolstack's (console, xenstore).
+const FIRST_REF: u32 = 8;
+/// Bytes of a version 1 entry.
+const ENTRY: usize = 8;
+/// `DOMID_SELF`.
+const SELF: u16 = 0x7ff0;
+/// Operations of one hypercall: Xen flushes once for each 32 unmapped.
+const BATCH: usize = 32;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct MapOp {
+    host_addr: u64,
+    flags: u32,
+    gref: u32,
+    dom: u16,
+    status: i16,
+    handle: u32,
+    dev_bus_addr: u64,
+}
+
+impl MapOp {
+    fn new(host_addr: u64, flags: u32, gref: GrantRef, dom: DomId) -> Self {
+        Self { host_addr, flags, gref: gref.0, dom: dom.0, status: 0, handle: 0, dev_bus_addr: 0 }
+    }
+
+    fn result(&self) -> Result<GrantMapping, HypervisorError> {
+        if self.status == 0 {
+            Ok(GrantMapping { handle: GrantHandle(self.handle), bus: BusAddr(self.dev_bus_addr) })
+        } else {
+            Err(HypervisorError { op: "GNTTABOP_map_grant_ref", code: self.status.into() })
+        }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct UnmapOp {
+    host_addr: u64,
+    dev_bus_addr: u64,
+    handle: u32,
+    status: i16,
+}
+
+#[repr(C)]
+struct SetupTable {
+    dom: u16,
+    nr_frames: u32,
+    status: i16,
+    frame_list: *mut u64,
+}
+
+/// Our own grant table.
+pub(super) struct GrantTable {
+    table: SharedPage,
+    next: u32,
+}
+
+impl GrantTable {
+    /// Maps the table's first frame.
+    ///
+    /// # Errors
+    /// Xen refused, or the map window is full.
+    pub(super) fn new(paging: &mut Paging) -> Result<Self, HypervisorError> {
+        const NAME: &str = "GNTTABOP_setup_table";
+        let mut frame = 0u64;
+        let mut setup = SetupTable { dom: SELF, nr_frames: 1, status: 0, frame_list: &raw mut frame };
+        grant_op(SETUP_TABLE, core::slice::from_mut(&mut setup), NAME)?;
+        if setup.status != 0 {
+            return Err(HypervisorError { op: NAME, code: setup.status.into() });
+        }
+        let table = shared_page(paging.map_machine(frame * PAGE_SIZE as u64, 1, true)?);
+        Ok(Self { table, next: FIRST_REF })
+    }
+
+    pub(super) fn grant(&mut self, dom: DomId, page: &DmaPage) -> Result<GrantRef, HypervisorError> {
+        let (gref, entry) = (self.next, self.next as usize * ENTRY);
+        if entry + ENTRY > PAGE_SIZE {
+            return Err(HypervisorError { op: "grant table", code: -28 });
+        }
+        self.next += 1;
+        self.table.write_u16(entry + 2, dom.0);
+        self.table.write_u32(entry + 4, (page.bus.0 / PAGE_SIZE as u64) as u32);
+        // The entry is complete before it permits anything.
+        write_barrier();
+        self.table.write_u16(entry, PERMIT_ACCESS);
+        Ok(GrantRef(gref))
+    }
+}
+
+/// Maps for devices only: no page table entry of ours is touched.
+pub(super) fn map(batch: &mut [GrantMap]) {
+    for chunk in batch.chunks_mut(BATCH) {
+        let mut ops: Vec<MapOp, BATCH> = chunk
+            .iter()
+            .map(|map| {
+                let read_only = if map.access == DeviceAccess::Reads { READ_ONLY } else { 0 };
+                MapOp::new(0, DEVICE_MAP | read_only, map.gref, map.dom)
+            })
+            .collect();
+        let done = grant_op(MAP, &mut ops, "GNTTABOP_map_grant_ref");
+        for (map, op) in chunk.iter_mut().zip(&ops) {
+            map.result = done.and_then(|()| op.result());
+        }
+    }
+}
+
+/// Undoes [`map`]. A failure would leave a device able to reach a guest's page, and is our bug.
+pub(super) fn unmap(batch: &[GrantMapping]) {
+    for chunk in batch.chunks(BATCH) {
+        let mut ops: Vec<UnmapOp, BATCH> = chunk
+            .iter()
+            .map(|map| UnmapOp { host_addr: 0, dev_bus_addr: map.bus.0, handle: map.handle.0, status: 0 })
+            .collect();
+        unmap_all(&mut ops);
+    }
+}
+
+/// Maps one page for the CPU at an address of the window.
+pub(super) fn map_page(
+    paging: &mut Paging,
+    dom: DomId,
+    gref: GrantRef,
+) -> Result<GrantedPage, HypervisorError> {
+    let full = HypervisorError { op: "map window", code: -12 };
+    let address = paging.reserve_page().ok_or(full)?;
+    let mut op = MapOp::new(address as u64, HOST_MAP, gref, dom);
+    let done = grant_op(MAP, core::slice::from_mut(&mut op), "GNTTABOP_map_grant_ref");
+    match done.and_then(|()| op.result()) {
+        Ok(mapping) => Ok(GrantedPage { page: shared_page(address), mapping }),
+        Err(error) => {
+            paging.release_page(address);
+            Err(error)
+        }
+    }
+}
+
+/// Undoes [`map_page`].
+pub(super) fn unmap_page(paging: &mut Paging, page: GrantedPage) {
+    let address = page.page.base().addr().get();
+    let handle = page.mapping.handle.0;
+    unmap_all(&mut [UnmapOp { host_addr: address as u64, dev_bus_addr: 0, handle, status: 0 }]);
+    paging.release_page(address);
+}
+
+fn unmap_all(ops: &mut [UnmapOp]) {
+    grant_op(UNMAP, ops, "GNTTABOP_unmap_grant_ref").expect("our own operations are well-formed");
+    for op in ops {
+        assert!(op.status == 0, "GNTTABOP_unmap_grant_ref: status {} for handle {}", op.status, op.handle);
+    }
+}
+
+fn grant_op<T>(cmd: u64, ops: &mut [T], name: &'static str) -> Result<(), HypervisorError> {
+    let args = [cmd, ops.as_mut_ptr() as u64, ops.len() as u64, 0];
+    // SAFETY: each caller passes structures of its command, valid for reads and writes; mappings
+    // are made at unused addresses of the window or for devices only.
+    let code = unsafe { hypercall(Nr::GrantTableOp, args) };
+    if code < 0 { Err(HypervisorError { op: name, code }) } else { Ok(()) }
+}
+
+const _: () =
+    assert!(size_of::<MapOp>() == 32 && size_of::<UnmapOp>() == 24 && size_of::<SetupTable>() == 24);
