@@ -1,0 +1,146 @@
+//! The simulated world as the core's `hal`: each hypercall with Xen's checks. What Xen would
+//! refuse, or crash the domain for, is a violation.
+
+use super::machine::{DRIVER, Machine, Violation};
+use super::memory::{bus, mfn};
+use super::world::World;
+use crate::hal::{
+    Clock, DeviceAccess, DmaPage, Events, GrantMap, GrantMapping, GrantedPage, Grants, HypervisorError,
+    Memory, MmioRegion,
+};
+use crate::units::{BusAddr, DomId, GrantRef, Instant, Pirq, Port};
+
+const MAP: &str = "GNTTABOP_map_grant_ref";
+
+fn failed(op: &'static str) -> impl FnOnce(i64) -> HypervisorError {
+    move |code| HypervisorError { op, code }
+}
+
+impl Clock for World {
+    fn now(&mut self) -> Instant {
+        let mut state = self.state();
+        state.tick();
+        state.machine.now
+    }
+}
+
+impl Events for World {
+    fn bind_interdomain(&mut self, peer: DomId, remote: Port) -> Result<Port, HypervisorError> {
+        let machine = &mut self.state().machine;
+        let bound = machine.ports.bind(DRIVER, peer, remote, machine.now);
+        bound.map_err(failed("EVTCHNOP_bind_interdomain"))
+    }
+
+    fn alloc_unbound(&mut self, peer: DomId) -> Result<Port, HypervisorError> {
+        let opened = self.state().machine.ports.open(DRIVER, peer);
+        opened.map_err(failed("EVTCHNOP_alloc_unbound"))
+    }
+
+    fn bind_pirq(&mut self, pirq: Pirq) -> Result<Port, HypervisorError> {
+        let bound = self.state().machine.ports.bind_pirq(DRIVER, pirq);
+        bound.map_err(failed("EVTCHNOP_bind_pirq"))
+    }
+
+    fn close(&mut self, port: Port) {
+        let machine = &mut self.state().machine;
+        if !machine.ports.close(DRIVER, port) {
+            machine.violated(Violation::BadPort(port));
+        }
+    }
+
+    fn notify(&mut self, port: Port) {
+        let machine = &mut self.state().machine;
+        if machine.ports.is_open(DRIVER, port) {
+            machine.notify(DRIVER, port);
+        } else {
+            machine.violated(Violation::BadPort(port));
+        }
+    }
+
+    fn next_pending(&mut self) -> Option<Port> {
+        let machine = &mut self.state().machine;
+        let port = machine.ports.any_pending(DRIVER, &mut machine.rng)?;
+        machine.ports.take(DRIVER, port);
+        Some(port)
+    }
+
+    fn wait(&mut self, deadline: Option<Instant>) {
+        self.state().sleep(deadline);
+    }
+}
+
+fn unmap(machine: &mut Machine, mapping: GrantMapping) {
+    if machine.grants.unmap(&mut machine.memory, mapping.handle, mapping.bus).is_err() {
+        machine.violated(Violation::BadUnmap(mapping.handle));
+    }
+}
+
+impl World {
+    fn map_one(&self, dom: DomId, gref: GrantRef, write: bool) -> Result<GrantMapping, HypervisorError> {
+        let mut state = self.state();
+        let failing = state.failing_maps;
+        let machine = &mut state.machine;
+        if machine.rng.one_in(failing) {
+            return Err(failed(MAP)(super::grants::NO_SPACE));
+        }
+        let mapped = machine.grants.map(&mut machine.memory, dom, gref, write);
+        mapped.map(|(handle, mfn)| GrantMapping { handle, bus: bus(mfn) }).map_err(failed(MAP))
+    }
+}
+
+impl Grants for World {
+    fn map(&mut self, batch: &mut [GrantMap]) {
+        for op in batch {
+            op.result = self.map_one(op.dom, op.gref, op.access == DeviceAccess::Writes);
+        }
+    }
+
+    fn unmap(&mut self, batch: &[GrantMapping]) {
+        for mapping in batch {
+            unmap(&mut self.state().machine, *mapping);
+        }
+    }
+
+    fn map_page(&mut self, dom: DomId, gref: GrantRef) -> Result<GrantedPage, HypervisorError> {
+        let mapping = self.map_one(dom, gref, true)?;
+        let page = self.state().machine.memory.frame(mfn(mapping.bus)).shared();
+        Ok(GrantedPage { page, mapping })
+    }
+
+    fn unmap_page(&mut self, page: GrantedPage) {
+        unmap(&mut self.state().machine, page.mapping);
+    }
+
+    fn grant(&mut self, dom: DomId, page: &DmaPage) -> Result<GrantRef, HypervisorError> {
+        Ok(self.state().machine.grants.offer(DRIVER, dom, mfn(page.bus), false))
+    }
+}
+
+impl Memory for World {
+    fn take_page(&mut self) -> Option<DmaPage> {
+        let mut state = self.state();
+        state.free_pages = state.free_pages.checked_sub(1)?;
+        let mfn = state.machine.memory.take();
+        state.machine.memory.expose(mfn, true);
+        Some(DmaPage { page: state.machine.memory.frame(mfn).shared(), bus: bus(mfn) })
+    }
+
+    fn return_page(&mut self, page: DmaPage) {
+        let mut state = self.state();
+        state.free_pages += 1;
+        state.machine.memory.give_back(mfn(page.bus));
+    }
+
+    fn map_mmio(&mut self, bar: BusAddr, len: usize) -> Result<MmioRegion, HypervisorError> {
+        let mapped = self.state().lent.at(bar, len);
+        mapped.map(|base| MmioRegion { base, len }).ok_or(-1).map_err(failed("HYPERVISOR_mmu_update"))
+    }
+
+    fn read32(&mut self, region: MmioRegion, offset: usize) -> u32 {
+        self.state().read_register(region, offset)
+    }
+
+    fn write32(&mut self, region: MmioRegion, offset: usize, value: u32) {
+        self.state().write_register(region, offset, value);
+    }
+}

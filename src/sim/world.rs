@@ -1,0 +1,354 @@
+//! A whole world on virtual time, from one seed: the machine, xenstored, the toolstack, guests and
+//! controllers, in which the image's core runs as it does on Xen. [`World`] is the core's `hal`.
+//!
+//! Nothing here waits. The others act when the core asks for the time or sleeps, and inside any of
+//! its accesses to shared memory.
+
+use core::cell::{RefCell, RefMut};
+use core::ptr::NonNull;
+use core::time::Duration;
+use std::rc::Rc;
+
+use super::front_ring;
+use super::frontend::Frontend;
+use super::lent::Lent;
+use super::machine::{DOM0, DRIVER, Machine, Violation};
+use super::memory::bus;
+use super::requests::Load;
+use super::shadow::Shadow;
+use super::toolstack::{self, Disk, JobId, Toolstack};
+use super::xenstored::{self, Flavour, Xenstored};
+use crate::hal::MmioRegion;
+use crate::limits;
+use crate::mem::{SharedPage, hook};
+use crate::units::{BusAddr, DomId, Instant, Port};
+
+/// The longest that the image puts something off by itself: the second after a detach.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What looking at the clock, or at a register, takes at most, in nanoseconds.
+const TICK: u64 = 1_000;
+
+/// How long the image is without the processor at most, in nanoseconds.
+const PREEMPTION: u64 = 50_000;
+
+/// Turns without sleep after which nothing will come of it.
+const RESTLESS: u32 = 100_000;
+
+/// Turns in one run after which it will never end, sleep or no sleep.
+const ENDLESS: u32 = 1_000_000;
+
+/// What the image wants after a turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pace {
+    /// Another turn at once.
+    Again,
+    /// Sleep until an event or the deadline.
+    Sleep(Option<Instant>),
+    /// It has shut down.
+    Stop,
+}
+
+/// Everything but the image.
+#[derive(Debug)]
+pub struct State {
+    /// Memory, grants, ports, time, chance, xenstore's contents.
+    pub machine: Machine,
+    /// The daemon at the image's xenstore ring.
+    pub xenstored: Xenstored,
+    /// libxl.
+    pub toolstack: Toolstack,
+    /// The controllers that the image owns.
+    pub lent: Lent,
+    /// The guests' virtual disks, in the order in which they were attached.
+    pub frontends: Vec<Frontend>,
+    /// Pages that the image may still take.
+    pub free_pages: usize,
+    /// One mapping in so many fails, for no fault of the image; 0 for none.
+    pub failing_maps: u32,
+    /// The deadline of the image's last sleep; none, when only an event could end it.
+    pub slept_until: Option<Instant>,
+    store: (BusAddr, Port),
+    script: Vec<Cue>,
+}
+
+/// Something that a test does to the world at a time.
+struct Cue {
+    at: Instant,
+    act: Box<dyn FnOnce(&mut State)>,
+}
+
+impl core::fmt::Debug for Cue {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Cue at {:?}", self.at)
+    }
+}
+
+impl State {
+    fn new(seed: u64, flavour: Flavour) -> Self {
+        let mut machine = Machine::new(seed, limits::PORTS as u32);
+        machine.tree.quota.1 = flavour.quota();
+        machine.tree.hides_missing = flavour == Flavour::Cxenstored;
+        toolstack::create_driver_domain(&mut machine);
+        let mfn = machine.memory.take();
+        let ring = machine.memory.frame(mfn);
+        xenstored::start_ring(ring, machine.rng.bits() as u32, machine.rng.bits() as u32);
+        let open = machine.ports.open(DOM0, DRIVER).expect("the first port");
+        let port = machine.ports.bind(DRIVER, DOM0, open, machine.now).expect("just opened");
+        Self {
+            xenstored: Xenstored::new(ring, open, flavour),
+            machine,
+            toolstack: Toolstack::default(),
+            lent: Lent::default(),
+            frontends: Vec::new(),
+            free_pages: 2048,
+            failing_maps: 0,
+            slept_until: None,
+            store: (bus(mfn), port),
+            script: Vec::new(),
+        }
+    }
+
+    /// A new guest, without disks.
+    pub fn create_guest(&mut self, guest: DomId) {
+        toolstack::create_guest(&mut self.machine, guest);
+    }
+
+    /// `xl block-attach`: the guest's driver finds the device and puts the load on it. `shadow` is
+    /// what was written to the disk before. Returns the job and the place in [`State::frontends`].
+    pub fn attach(&mut self, disk: &Disk, load: Load, shadow: Shadow) -> (JobId, usize) {
+        let job = self.toolstack.attach(&mut self.machine, disk);
+        self.frontends.push(Frontend::new(disk, load, shadow));
+        (job, self.frontends.len() - 1)
+    }
+
+    /// `xl block-detach`, with or without `--force`.
+    pub fn detach(&mut self, guest: DomId, dev: u32, force: bool) -> JobId {
+        self.toolstack.detach(&mut self.machine, guest, dev, force)
+    }
+
+    /// `xl destroy`.
+    pub fn destroy(&mut self, guest: DomId) -> Vec<JobId> {
+        for frontend in self.frontends.iter_mut().filter(|frontend| frontend.guest() == guest) {
+            frontend.vanish();
+        }
+        self.toolstack.destroy(&mut self.machine, guest)
+    }
+
+    /// Does something to the world when the time comes, in the middle of what the image does.
+    pub fn at(&mut self, at: Instant, act: impl FnOnce(&mut Self) + 'static) {
+        self.script.push(Cue { at, act: Box::new(act) });
+    }
+
+    /// When anybody acts next.
+    fn next_event(&self) -> Option<Instant> {
+        let frontends = self.frontends.iter().filter_map(|frontend| frontend.next_event(&self.machine));
+        let devices = self.lent.next_event(&self.machine);
+        let others = [self.xenstored.next_event(&self.machine), self.toolstack.next_event(), devices];
+        let script = self.script.iter().map(|cue| cue.at);
+        frontends.chain(others.into_iter().flatten()).chain(script).min()
+    }
+
+    /// Lets everybody act who is due.
+    fn act(&mut self) {
+        let now = self.machine.now;
+        for cue in self.script.extract_if(.., |cue| cue.at <= now).collect::<Vec<_>>() {
+            (cue.act)(self);
+        }
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if due(self.xenstored.next_event(&self.machine)) {
+            self.xenstored.step(&mut self.machine);
+        }
+        if due(self.toolstack.next_event()) {
+            self.toolstack.step(&mut self.machine);
+        }
+        if due(self.lent.next_event(&self.machine)) {
+            self.lent.step(&mut self.machine);
+        }
+        for frontend in &mut self.frontends {
+            if due(frontend.next_event(&self.machine)) {
+                frontend.step(&mut self.machine);
+            }
+            self.lent.check_promises(&mut self.machine, frontend);
+        }
+        self.spread();
+    }
+
+    /// Compares all disks with what the guests wrote: each sector holds what its guest knows, and
+    /// no other was written. Violations are recorded.
+    pub fn check_disks(&mut self) {
+        self.lent.check_disks(&mut self.machine, &self.frontends);
+    }
+
+    /// Lets everybody know of what has changed.
+    fn spread(&mut self) {
+        self.xenstored.watch(&mut self.machine);
+        self.toolstack.notice(&mut self.machine);
+        self.lent.notice(&mut self.machine);
+        for frontend in &mut self.frontends {
+            frontend.notice(&mut self.machine);
+        }
+    }
+
+    /// Somebody acts just before the image reads or writes the page at `base`: the owner of a ring
+    /// mostly around its indexes, where an order of accesses can be wrong. Sometimes another domain
+    /// has the processor for a while, and everybody else goes on.
+    fn interfere(&mut self, base: NonNull<u8>, offset: usize) {
+        let rng = &mut self.machine.rng;
+        let owner = self.frontends.iter().position(|frontend| frontend.is_ring(base));
+        let rarity = if offset < front_ring::HEADER { 4 } else { 200 };
+        let guest = match owner {
+            Some(owner) if rng.one_in(rarity) => Some(owner),
+            None if !self.frontends.is_empty() && rng.one_in(100) => Some(rng.index(self.frontends.len())),
+            Some(_) | None => None,
+        };
+        if let Some(guest) = guest {
+            self.frontends[guest].interfere(&mut self.machine);
+            self.spread();
+        } else if self.machine.rng.one_in(100) {
+            self.pass(PREEMPTION);
+        }
+    }
+
+    /// A little time passes, as it does while the image runs.
+    pub(super) fn tick(&mut self) {
+        self.pass(TICK);
+    }
+
+    fn pass(&mut self, most: u64) {
+        self.machine.now = self.machine.now + Duration::from_nanos(self.machine.rng.within(1..most));
+        self.act();
+    }
+
+    /// Time passes until the image has an event, or until the deadline. False when it would sleep
+    /// for ever, or when all that is left is its own deadline in the far future.
+    pub(super) fn sleep(&mut self, deadline: Option<Instant>) -> bool {
+        self.slept_until = deadline;
+        while self.machine.ports.any_pending(DRIVER, &mut self.machine.rng).is_none() {
+            let next = self.next_event();
+            if next.is_none() && self.is_over(deadline) {
+                return false;
+            }
+            let until = next.into_iter().chain(deadline).min().unwrap_or(self.machine.now);
+            self.machine.now = self.machine.now.max(until);
+            if deadline.is_some_and(|deadline| deadline <= self.machine.now) {
+                break;
+            }
+            self.act();
+            self.check_patience();
+        }
+        true
+    }
+
+    /// Nobody else will act any more: whether it ends well, as it must when the image sleeps.
+    fn is_over(&mut self, deadline: Option<Instant>) -> bool {
+        let waiting = self.frontends.iter().find(|frontend| frontend.answered().1 > 0);
+        let waiting = waiting.map(|frontend| (frontend.guest(), frontend.answered().1));
+        if let Some(deadline) = deadline {
+            return waiting.is_none() && deadline.since(self.machine.now) > LINGER;
+        }
+        if let Some((guest, requests)) = waiting {
+            self.machine.violated(Violation::LostWakeup { guest, requests });
+        }
+        if self.xenstored.is_unaware(&self.machine) {
+            self.machine.violated(Violation::StoreNotNotified);
+        }
+        true
+    }
+
+    pub(super) fn read_register(&mut self, region: MmioRegion, offset: usize) -> u32 {
+        self.tick();
+        if offset + 4 > region.len {
+            self.machine.violated(Violation::BadRegister { offset });
+            return u32::MAX;
+        }
+        self.lent.controller(region.base).read32(offset)
+    }
+
+    pub(super) fn write_register(&mut self, region: MmioRegion, offset: usize, value: u32) {
+        if offset + 4 > region.len {
+            self.machine.violated(Violation::BadRegister { offset });
+            return;
+        }
+        self.lent.controller(region.base).write32(offset, value, self.machine.now);
+    }
+
+    fn check_patience(&mut self) {
+        let late = self.frontends.iter().find(|frontend| frontend.is_late(self.machine.now));
+        if let Some(guest) = late.map(Frontend::guest) {
+            self.machine.violated(Violation::Late(guest));
+        }
+    }
+}
+
+/// A world, and the image's way into it. One at a time on each thread: it owns the hook in `mem`.
+#[derive(Debug)]
+pub struct World {
+    pub(super) state: Rc<RefCell<State>>,
+}
+
+impl World {
+    /// The world that this seed stands for.
+    #[must_use]
+    pub fn new(seed: u64, flavour: Flavour) -> Self {
+        let state = Rc::new(RefCell::new(State::new(seed, flavour)));
+        let acts = Rc::downgrade(&state);
+        hook::set(Some(Box::new(move |base, offset| {
+            // Not while the world itself is at work: then the access is its own.
+            if let Some(state) = acts.upgrade()
+                && let Ok(mut state) = state.try_borrow_mut()
+            {
+                state.interfere(base, offset);
+            }
+        })));
+        Self { state }
+    }
+
+    /// Everything but the image, to look at or to change between turns.
+    #[must_use]
+    pub fn state(&self) -> RefMut<'_, State> {
+        self.state.borrow_mut()
+    }
+
+    /// The xenstore page and port that Xen hands to the image (`start_info`).
+    #[must_use]
+    pub fn store(&self) -> (SharedPage, Port) {
+        let state = self.state();
+        let (at, port) = state.store;
+        (state.machine.memory.frame(super::memory::mfn(at)).shared(), port)
+    }
+
+    /// Gives the image turn after turn, and sleep when it wants it, until there is nothing left to
+    /// do for anybody.
+    ///
+    /// # Errors
+    /// The first thing that must not happen, and when it did.
+    pub fn run(&mut self, mut turn: impl FnMut(&mut Self) -> Pace) -> Result<(), (Instant, Violation)> {
+        let (mut turns, mut restless) = (0, 0);
+        let mut over = false;
+        while !over {
+            match turn(self) {
+                Pace::Again => restless += 1,
+                Pace::Sleep(deadline) => {
+                    restless = 0;
+                    over = !self.state().sleep(deadline);
+                }
+                Pace::Stop => over = true,
+            }
+            turns += 1;
+            if restless > RESTLESS || turns > ENDLESS {
+                self.state().machine.violated(Violation::Livelock);
+            }
+            if let Some(violation) = self.state().machine.violations().first() {
+                return Err(violation.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        hook::set(None);
+    }
+}
