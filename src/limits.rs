@@ -5,6 +5,9 @@
 /// have about 36 of them.
 pub const VBDS: usize = 32;
 
+/// Places in the table of virtual block devices: one more, for a device to be refused in.
+pub const VBD_PLACES: usize = VBDS + 1;
+
 /// Entries of a one-page ring (blkif.h, `__RING_SIZE`): also the requests one vbd has in flight.
 pub const RING_ENTRIES: usize = 32;
 
@@ -25,6 +28,10 @@ pub const NAMESPACES: usize = 16;
 
 /// Names a `target=` can resolve to.
 pub const VOLUMES: usize = CONTROLLERS * NAMESPACES;
+
+/// Bytes of a controller's registers that are mapped: NVMe's first four doorbells with the widest
+/// stride that real controllers have.
+pub const REGISTERS: usize = 64 * 1024;
 
 /// Entries of an NVMe I/O queue: a page of 64-byte submission entries.
 pub const QUEUE_ENTRIES: usize = 64;
@@ -48,6 +55,19 @@ pub const JOB_STEPS: usize = 16;
 
 /// Payload of a xenstore message (xs_wire.h, `XENSTORE_PAYLOAD_MAX`).
 pub const STORE_PAYLOAD: usize = 4096;
+
+/// PCI functions that are looked at: what one xenstore job reads beside their number.
+pub const PCI_FUNCTIONS: usize = JOB_STEPS - 1;
+
+/// Bytes of the log that are kept: some sixty lines for a console that does not drain, and for
+/// the last words of an image that dies.
+pub const LOG: usize = 8192;
+
+/// Bytes of a line of the log; what is longer is cut.
+pub const LOG_LINE: usize = 400;
+
+/// Lines of the log that an epitaph repeats.
+pub const EPITAPH_LINES: usize = 16;
 
 /// Attempts at a xenstore transaction that others keep disturbing (EAGAIN).
 pub const TRANSACTION_TRIES: usize = 32;

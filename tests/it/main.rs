@@ -1,1 +1,8 @@
 //! Host integration tests.
+
+mod host;
+mod oracles;
+mod source;
+mod storms;
+mod tidy;
+mod toy;

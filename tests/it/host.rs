@@ -1,0 +1,84 @@
+//! The image in a simulated world: builds the world, lets the core run in it, and says how it went.
+
+use platter::domain::{Domain, End, Tables, Turn};
+use platter::hal::Clock as _;
+use platter::sim::nvme::{Settings, Shape};
+use platter::sim::requests::Load;
+use platter::sim::shadow::Shadow;
+use platter::sim::toolstack::{Disk, JobId, Outcome};
+use platter::sim::world::{Pace, World};
+use platter::sim::xenstored::Flavour;
+use platter::units::DomId;
+
+/// xvdb, the device that every guest gets.
+pub(crate) const DEV: u32 = 51728;
+
+/// Sectors of each namespace.
+pub(crate) const SECTORS: u64 = 1 << 21;
+
+/// A world with one NVMe controller of two namespaces of 512-byte blocks, and no guests.
+pub(crate) fn world(seed: u64) -> World {
+    let flavour = if seed.is_multiple_of(2) { Flavour::Oxenstored } else { Flavour::Cxenstored };
+    let world = World::new(seed, flavour);
+    add_nvme(&world, seed);
+    world
+}
+
+/// One more such controller.
+pub(crate) fn add_nvme(world: &World, seed: u64) {
+    let shape = |id| Shape { id, blocks: SECTORS, block_shift: 9, metadata: 0 };
+    let settings = Settings { namespaces: [shape(1), shape(2)].into(), ..Settings::new(seed) };
+    let mut state = world.state();
+    let state = &mut *state;
+    state.lent.add_nvme(&mut state.machine, settings);
+}
+
+/// Attaches a disk to a new guest, which then makes its load's requests; returns the job and the
+/// frontend's number.
+pub(crate) fn attach(world: &World, guest: u16, target: &str, load: Load) -> (JobId, usize) {
+    let disk = disk(guest, target);
+    let mut state = world.state();
+    state.create_guest(disk.guest);
+    state.attach(&disk, load, Shadow::default())
+}
+
+/// xvdb of a guest.
+pub(crate) fn disk(guest: u16, target: &str) -> Disk {
+    Disk { guest: DomId(guest), dev: DEV, target: target.into(), readonly: false }
+}
+
+/// Boots the image and lets it run until nobody has anything left to do; then `next` may change
+/// the world, again and again until it says false.
+pub(crate) fn run(world: &mut World, mut next: impl FnMut(&World, usize) -> bool) -> Option<End> {
+    let mut tables = Box::new(Tables::new());
+    let (page, port) = world.store();
+    let started = world.now();
+    let mut domain = Domain::new(&mut tables, page, port, started);
+    let mut end = None;
+    for act in 0.. {
+        let result = world.run(|world| match domain.turn(world) {
+            Turn::Again => Pace::Again,
+            Turn::Sleep(deadline) => Pace::Sleep(deadline),
+            Turn::End(how) => {
+                end = Some(how);
+                Pace::Stop
+            }
+        });
+        if let Err((at, violation)) = result {
+            panic!("{violation}, at {at:?}");
+        }
+        if end.is_some() || !next(world, act) {
+            break;
+        }
+    }
+    let mut state = world.state();
+    state.check_disks();
+    assert_eq!(state.machine.violations().first(), None);
+    end
+}
+
+/// Asserts what became of a job.
+#[track_caller]
+pub(crate) fn assert_outcome(world: &World, job: JobId, outcome: Outcome) {
+    assert_eq!(world.state().toolstack.outcome(job), Some(outcome));
+}

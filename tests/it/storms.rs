@@ -1,0 +1,255 @@
+//! The whole core in simulated worlds under many seeds: guests that act inside its every access to
+//! memory, controllers that complete in any order, a store that splits messages at any byte.
+
+use core::time::Duration;
+
+use platter::domain::End;
+use platter::limits;
+use platter::sim::frontend::{Stage, back_path, front_path};
+use platter::sim::requests::Load;
+use platter::sim::toolstack::Outcome;
+use platter::sim::world::World;
+use platter::units::DomId;
+
+use crate::host::{DEV, SECTORS, add_nvme, assert_outcome, attach, disk, run, world};
+
+const DONE: bool = false;
+
+fn answered(world: &World, frontend: usize) -> (u64, usize) {
+    world.state().frontends[frontend].answered()
+}
+
+/// Nothing of a guest's is left in our hands.
+#[track_caller]
+fn assert_let_go(world: &World, guest: u16) {
+    let state = world.state();
+    assert_eq!(state.machine.grants.mapped_from(DomId(guest)), 0);
+    assert!(!state.machine.tree.exists(&back_path(DomId(guest), DEV)));
+    let front = front_path(DomId(guest), DEV);
+    assert_eq!(state.xenstored.watched().find(|path| path.starts_with(&front)), None);
+    assert_eq!(state.xenstored.open_transactions(), 0);
+}
+
+#[test]
+fn two_guests_read_and_write_at_once_and_detach() {
+    for seed in 0..16 {
+        let mut world = world(seed);
+        let guests = [(5, "/dev/nvme0n1"), (6, "nvme0n2")];
+        let disks = guests.map(|(guest, target)| attach(&world, guest, target, Load::new(0, SECTORS, 300)));
+        let mut detached = Vec::new();
+        run(&mut world, |world, act| {
+            if act > 0 {
+                return DONE;
+            }
+            for (job, frontend) in disks {
+                assert_outcome(world, job, Outcome::Done);
+                assert_eq!(answered(world, frontend), (300, 0), "seed {seed}");
+            }
+            detached = guests.map(|(guest, _)| world.state().detach(DomId(guest), DEV, false)).to_vec();
+            true
+        });
+        for (job, (guest, _)) in detached.into_iter().zip(guests) {
+            assert_outcome(&world, job, Outcome::Done);
+            assert_let_go(&world, guest);
+        }
+        assert_eq!(world.state().machine.ports.count(platter::sim::machine::DRIVER), 3, "store, PCI, NVMe");
+    }
+}
+
+#[test]
+fn a_disk_is_detached_under_load() {
+    for seed in 0..16 {
+        let mut world = world(seed);
+        let (_, frontend) = attach(&world, 5, "/dev/nvme0n1", Load::new(0, 20_000, u32::MAX));
+        let middle = world.state().machine.now + Duration::from_millis(250 + 3 * seed);
+        world.state().at(middle, |state| _ = state.detach(DomId(5), DEV, false));
+        run(&mut world, |_, _| DONE);
+        assert!(answered(&world, frontend).0 > 0, "seed {seed}");
+        assert_eq!(world.state().frontends[frontend].stage(), Stage::Removed);
+        assert_let_go(&world, 5);
+    }
+}
+
+#[test]
+fn an_image_with_nothing_to_do_does_not_wake_up() {
+    let mut world = world(1);
+    attach(&world, 5, "/dev/nvme0n1", Load::new(0, SECTORS, 50));
+    run(&mut world, |world, _| {
+        assert_eq!(world.state().slept_until, None);
+        DONE
+    });
+}
+
+#[test]
+fn a_refused_attach_fails_at_once_and_says_why() {
+    for seed in 0..10 {
+        let mut world = world(seed);
+        let (job, frontend) = attach(&world, 5, "/dev/nvme7n1", Load::new(0, 8, 1));
+        run(&mut world, |_, _| DONE);
+        assert_outcome(&world, job, Outcome::Gone);
+        assert_eq!(world.state().frontends[frontend].stage(), Stage::Waiting);
+        let state = world.state();
+        let reason = state.machine.tree.text(&format!("/local/domain/3/error/backend/vbd/5/{DEV}/error"));
+        assert!(reason.is_some_and(|reason| reason.contains("nvme7n1")), "{reason:?}");
+    }
+}
+
+#[test]
+fn one_device_too_many_is_refused_at_once_and_the_others_served() {
+    for seed in 0..2 {
+        let mut world = world(seed);
+        let guests: Vec<u16> = (5..).take(limits::VBDS + 1).collect();
+        let jobs: Vec<_> = guests
+            .iter()
+            .map(|&guest| attach(&world, guest, "/dev/nvme0n1", Load::new(u64::from(guest) * 64, 64, 5)).0)
+            .collect();
+        run(&mut world, |_, _| DONE);
+        let state = world.state();
+        let of = |outcome| jobs.iter().filter(|job| state.toolstack.outcome(**job) == Some(outcome)).count();
+        assert_eq!((of(Outcome::Done), of(Outcome::Gone)), (limits::VBDS, 1), "seed {seed}");
+        let reason = guests.iter().find_map(|guest| {
+            state.machine.tree.text(&format!("/local/domain/3/error/backend/vbd/{guest}/{DEV}/error"))
+        });
+        assert!(reason.is_some_and(|reason| reason.contains("32 devices")), "{reason:?}");
+    }
+}
+
+#[test]
+fn a_disk_is_attached_again_and_holds_what_was_written() {
+    for seed in 0..10 {
+        let mut world = world(seed);
+        attach(&world, 5, "/dev/nvme0n1", Load::new(100, 2000, 150));
+        run(&mut world, |world, act| {
+            let mut state = world.state();
+            match act {
+                0 => drop(state.detach(DomId(5), DEV, false)),
+                1 => {
+                    let shadow = state.frontends[0].take_shadow();
+                    state.attach(&disk(5, "/dev/nvme0n1"), Load::new(100, 2000, 150), shadow);
+                }
+                _ => return DONE,
+            }
+            true
+        });
+        assert_eq!(answered(&world, 1), (150, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_driver_that_is_reloaded_connects_again() {
+    for seed in 0..10 {
+        let mut world = world(seed);
+        let (_, frontend) = attach(&world, 5, "/dev/nvme0n1", Load::new(0, 4000, 100));
+        run(&mut world, |world, act| {
+            let mut state = world.state();
+            if act == 0 {
+                state.frontends[frontend].do_more(100);
+                let now = state.machine.now;
+                state.frontends[frontend].close(now, true);
+            }
+            act == 0
+        });
+        assert_eq!(answered(&world, frontend), (200, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn guests_that_are_destroyed_or_forced_off_in_the_middle_leave_nothing_behind() {
+    for seed in 0..16 {
+        let mut world = world(seed);
+        let (_, victim) = attach(&world, 5, "/dev/nvme0n1", Load::new(0, 20_000, u32::MAX));
+        let (_, calm) = attach(&world, 6, "/dev/nvme0n2", Load::new(0, SECTORS, 400));
+        let middle = world.state().machine.now + Duration::from_millis(250 + 3 * seed);
+        world.state().at(middle, move |state| {
+            if seed.is_multiple_of(2) {
+                state.destroy(DomId(5));
+            } else {
+                state.detach(DomId(5), DEV, true);
+            }
+        });
+        run(&mut world, |_, _| DONE);
+        assert_let_go(&world, 5);
+        assert!(answered(&world, victim).0 > 0, "seed {seed}");
+        assert_eq!(answered(&world, calm), (400, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_disk_that_fails_and_a_hypervisor_out_of_room_are_errors_and_no_more() {
+    for seed in 0..20 {
+        let mut world = world(seed);
+        let load = Load { may_fail: true, patience: Duration::from_secs(120), ..Load::new(0, 4000, 400) };
+        let (_, frontend) = attach(&world, 5, "/dev/nvme0n1", load);
+        let soon = world.state().machine.now + Duration::from_millis(200);
+        world.state().at(soon, |state| {
+            let faults = &mut state.lent.controller(0).faults;
+            (faults.error, faults.lost_interrupt, faults.doubled, faults.invented) = (20, 5, 20, 10);
+            state.failing_maps = 50;
+        });
+        run(&mut world, |_, _| DONE);
+        assert_eq!(answered(&world, frontend), (400, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_controller_that_forgets_commands_is_reset_and_serves_again() {
+    for seed in 0..5 {
+        let mut world = world(seed);
+        let load = Load { may_fail: true, patience: Duration::from_secs(120), ..Load::new(0, 4000, 200) };
+        let (_, frontend) = attach(&world, 5, "/dev/nvme0n1", load);
+        world.state().lent.controller(0).faults.unanswered = 20;
+        let later = world.state().machine.now + Duration::from_secs(1);
+        world.state().at(later, |state| state.lent.controller(0).faults.unanswered = 0);
+        run(&mut world, |_, _| DONE);
+        assert_eq!(answered(&world, frontend), (200, 0), "seed {seed}");
+        assert!(world.state().machine.now.since(later) > Duration::from_secs(20), "a command was lost");
+    }
+}
+
+#[test]
+fn many_guests_share_two_controllers() {
+    let mut world = world(1);
+    add_nvme(&world, 2);
+    let disks: Vec<_> = (0..16)
+        .map(|i| {
+            let target = format!("/dev/nvme{}n{}", i % 2, i / 2 % 2 + 1);
+            let first = u64::from(i) * 10_000;
+            attach(&world, 5 + i, &target, Load::new(first, 10_000, 100))
+        })
+        .collect();
+    run(&mut world, |_, _| DONE);
+    for (job, frontend) in disks {
+        assert_outcome(&world, job, Outcome::Done);
+        assert_eq!(answered(&world, frontend), (100, 0));
+    }
+}
+
+#[test]
+fn a_store_in_uproar_is_survived() {
+    for seed in 0..10 {
+        let mut world = world(seed);
+        world.state().xenstored.conflicts = 3;
+        let (job, frontend) = attach(&world, 5, "/dev/nvme0n1", Load::new(0, 4000, 50));
+        for i in 1..200 {
+            let at = world.state().machine.now + Duration::from_millis(i * 5);
+            world.state().at(at, move |state| {
+                state.machine.tree.write("/local/domain/3/backend/vbd/storm", i);
+            });
+        }
+        run(&mut world, |_, _| DONE);
+        assert_outcome(&world, job, Outcome::Done);
+        assert_eq!(answered(&world, frontend), (50, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_shutdown_is_acknowledged_and_done() {
+    let mut world = world(3);
+    attach(&world, 5, "/dev/nvme0n1", Load::new(0, 4000, 100));
+    let end = run(&mut world, |world, _| {
+        world.state().machine.tree.write("/local/domain/3/control/shutdown", "poweroff");
+        true
+    });
+    assert_eq!(end, Some(End::Poweroff));
+    assert_eq!(world.state().machine.tree.text("/local/domain/3/control/shutdown"), Some(""));
+}
