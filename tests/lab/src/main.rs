@@ -1,1 +1,127 @@
-fn main() {}
+//! `cargo lab`: the emulated Xen machine that platter is shown and tested on.
+//!
+//! [`setup`] assembles the machine from Debian's packages, [`image`] builds what it boots, [`machine`] runs it.
+//! [`scenarios`] are the stories told on it, judged by [`oracle`] and [`flushes`].
+
+mod demo;
+mod fio;
+mod flushes;
+mod image;
+mod interrupt;
+mod machine;
+mod oracle;
+mod paths;
+mod process;
+mod progress;
+mod report;
+mod scenarios;
+mod setup;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::machine::Daemon;
+use crate::progress::Progress;
+
+/// An emulated Xen machine: a real Xen 4.17 with a Linux control domain in QEMU, with platter owning its NVMe disk.
+///
+/// Needs Debian 12 on x86-64, no virtualisation, and about 1 GB of disk. Everything it makes is in target/.
+#[derive(Parser)]
+#[command(name = "cargo lab", bin_name = "cargo lab", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Make the host and the emulated machine ready.
+    ///
+    /// Installs QEMU with apt when it is missing (through sudo unless this is root), downloads Debian's Xen, kernel
+    /// and tools, and assembles what the machine boots in target/lab/machine. Does nothing when all of it is there;
+    /// `demo`, `test` and `shell` do it by themselves.
+    Setup,
+    /// Build the release image into target/image.
+    ///
+    /// Makes `platter` (the stripped image), `platter.sym` (with symbols, to read an epitaph by) and `platter.cfg`
+    /// (an xl configuration to edit). Builds for x86_64-unknown-none when Rust has that target, else for the host's.
+    Image,
+    /// See platter do its job: two Linux guests write and verify on one emulated NVMe disk.
+    ///
+    /// Does all set-up, builds the image, boots Xen, shows platter's console as it happens, and ends with a table.
+    Demo,
+    /// Run all tests: the host's, then the scenarios on emulated machines, two at a time.
+    ///
+    /// Ends with `N passed, N failed`, and exits with 1 when something failed. Each run's logs are in
+    /// target/lab/runs, whose folder a failure names.
+    Test {
+        /// Only tests whose name, or scenarios whose `boot/story`, contains this.
+        filter: Option<String>,
+        /// The long lane too: long jobs, platter measured beside a Linux driver domain, everything on both daemons.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Work at dom0's console with platter running.
+    ///
+    /// Two namespaces are ready to be attached, and Linux guests boot with `xl create`. Ctrl-] ends the machine.
+    Shell {
+        /// Which xenstore daemon dom0 runs.
+        #[arg(long, value_enum, default_value = "oxenstored")]
+        xenstore: Xenstore,
+    },
+}
+
+/// [`Daemon`] on the command line.
+#[derive(Clone, Copy, ValueEnum)]
+enum Xenstore {
+    /// Debian's default, written in OCaml.
+    Oxenstored,
+    /// The older one, written in C.
+    Xenstored,
+}
+
+impl From<Xenstore> for Daemon {
+    fn from(chosen: Xenstore) -> Self {
+        match chosen {
+            Xenstore::Oxenstored => Self::Oxenstored,
+            Xenstore::Xenstored => Self::Xenstored,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments.command, &Progress::new()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Action, progress: &Progress) -> Result<ExitCode> {
+    interrupt::catch()?;
+    match command {
+        Action::Setup => {
+            setup::ensure(progress)?;
+            println!("ready: {}", paths::machine().display());
+        }
+        Action::Image => {
+            let image = image::build(progress)?;
+            println!("{}: {} bytes for {}", image.path.display(), image.size, image.target);
+        }
+        Action::Demo => demo::run(progress)?,
+        Action::Test { filter, all } => {
+            if !test::run(progress, filter.as_deref(), all)?.is_green() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Action::Shell { xenstore } => shell::run(progress, xenstore.into())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,110 @@
+//! fio in a guest: its command lines, and what its JSON says.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::machine::Linux;
+
+/// What a job came to.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Outcome {
+    /// Reads and writes together.
+    pub(crate) requests: u64,
+    /// Bytes read and written.
+    pub(crate) bytes: u64,
+    /// How long the job ran.
+    pub(crate) time: Duration,
+    /// 1 when a request failed or a block did not hold what was written: the job stops there.
+    pub(crate) errors: u64,
+}
+
+impl Outcome {
+    pub(crate) fn requests_per_second(&self) -> f64 {
+        self.requests as f64 / self.time.as_secs_f64()
+    }
+
+    pub(crate) fn megabytes_per_second(&self) -> f64 {
+        self.bytes as f64 / 1e6 / self.time.as_secs_f64()
+    }
+}
+
+/// Writes `size` MiB from `offset` MiB on in random order and reads all of it back, comparing checksums: 512 bytes to
+/// 256 KiB a request, in buffers that are not aligned to pages (fio puts them behind each other, and the largest is no
+/// multiple of a page), a flush every 32 writes.
+pub(crate) fn verify(guest: &Linux, device: &str, offset: u32, size: u32) -> Result<Outcome> {
+    let outcome = run(
+        guest,
+        device,
+        &format!(
+            "--rw=randwrite --bsrange=512-262656 --offset={offset}m --size={size}m --iodepth=16 --fsync=32 \
+             --verify=crc32c --verify_backlog=64 --verify_fatal=1"
+        ),
+        Duration::from_secs(900),
+    )?;
+    if outcome.errors != 0 {
+        bail!("fio in {} met {} errors", guest.name(), outcome.errors);
+    }
+    Ok(outcome)
+}
+
+/// 4 KiB random reads at depth 32 for some seconds.
+pub(crate) fn random_reads(guest: &Linux, device: &str, seconds: u32) -> Result<Outcome> {
+    let job = format!("--rw=randread --bs=4k --iodepth=32 --time_based --runtime={seconds}");
+    run(guest, device, &job, Duration::from_secs(u64::from(seconds) + 120))
+}
+
+fn run(guest: &Linux, device: &str, job: &str, limit: Duration) -> Result<Outcome> {
+    let quiet = "--clat_percentiles=0 --lat_percentiles=0 --output-format=json --output=/tmp/fio.json";
+    guest.run_within(
+        limit,
+        &format!(
+            "fio --name=job --filename=/dev/{device} --direct=1 --ioengine=libaio --randseed=7 {job} {quiet}"
+        ),
+    )?;
+    parse(&guest.run("cat /tmp/fio.json")?)
+}
+
+/// Reads fio's report of one job. Lines before the JSON, as fio's warnings are, are skipped.
+fn parse(report: &str) -> Result<Outcome> {
+    let json = report.find('{').map_or("", |start| &report[start..]);
+    let report: Value = serde_json::from_str(json).context("fio's report is no JSON")?;
+    let job = &report["jobs"][0];
+    let number =
+        |value: &Value, what: &str| value.as_u64().with_context(|| format!("fio's report has no {what}"));
+    let both = |what: &str| {
+        Ok::<u64, anyhow::Error>(number(&job["read"][what], what)? + number(&job["write"][what], what)?)
+    };
+    Ok(Outcome {
+        requests: both("total_ios")?,
+        bytes: both("io_bytes")?,
+        time: Duration::from_millis(number(&job["job_runtime"], "job_runtime")?.max(1)),
+        // A job stops at its first error and reports which.
+        errors: u64::from(number(&job["error"], "error")? != 0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REPORT: &str = r#"fio: a warning
+        {"jobs": [{"job_runtime": 2000, "error": 0,
+          "read": {"total_ios": 300, "io_bytes": 3000000},
+          "write": {"total_ios": 100, "io_bytes": 1000000}}]}"#;
+
+    #[test]
+    fn reads_and_writes_are_added() {
+        let outcome = parse(REPORT).unwrap();
+        assert_eq!((outcome.requests, outcome.bytes, outcome.errors), (400, 4_000_000, 0));
+        assert_eq!((outcome.requests_per_second(), outcome.megabytes_per_second()), (200.0, 2.0));
+    }
+
+    #[test]
+    fn errors_are_counted_and_a_broken_report_is_refused() {
+        assert_eq!(parse(&REPORT.replace("\"error\": 0", "\"error\": 84")).unwrap().errors, 1);
+        assert!(parse("fio: error").is_err());
+        assert!(parse(&REPORT.replace("total_ios", "other")).is_err());
+    }
+}

@@ -1,0 +1,85 @@
+//! `cargo lab image`: the release image, stripped, with its symbols and its xl configuration beside it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail};
+
+use crate::progress::Progress;
+use crate::{paths, process};
+
+/// The better target: no SSE and so no FPU state to switch, no red zone, a core built for it.
+const FREESTANDING: &str = "x86_64-unknown-none";
+/// What every Rust of this kind of machine can build for.
+const HOSTED: &str = "x86_64-unknown-linux-gnu";
+
+/// A built image.
+pub(crate) struct Image {
+    /// The stripped ELF.
+    pub(crate) path: PathBuf,
+    /// Bytes of it.
+    pub(crate) size: u64,
+    /// Which target it was built for.
+    pub(crate) target: &'static str,
+}
+
+/// Builds the image into `target/image`: `platter`, `platter.sym` with symbols, `platter.cfg`.
+///
+/// # Errors
+/// It does not compile, or `strip` is missing.
+pub(crate) fn build(progress: &Progress) -> Result<Image> {
+    let step = progress.task("image");
+    let sysroot = process::output(Command::new("rustc").args(["--print", "sysroot"]))?;
+    let sysroot = Path::new(sysroot.trim_end());
+    let target = if has_core(sysroot, FREESTANDING) { FREESTANDING } else { HOSTED };
+    step.now(&format!("building for {target}"));
+    let mut cargo = Command::new("cargo");
+    cargo.args([
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "platter",
+        "--bin",
+        "platter",
+        "--features",
+        "image",
+    ]);
+    cargo.args(["--target", target]);
+    // Takes the place of RUSTFLAGS, so that no setting of this machine gets into the image.
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", remap(sysroot)?.join("\x1f"));
+    process::output(cargo.current_dir(paths::workspace()))?;
+    install(&paths::target().join(target).join("release/platter"), target)
+}
+
+fn has_core(sysroot: &Path, target: &str) -> bool {
+    let entries =
+        fs::read_dir(sysroot.join("lib/rustlib").join(target).join("lib")).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"))
+}
+
+/// Paths of this machine become names, so that one commit gives one image wherever it is built.
+fn remap(sysroot: &Path) -> Result<[String; 3]> {
+    let home = || Some(Path::new(&env::var_os("HOME")?).join(".cargo"));
+    let cargo =
+        env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home).context("neither CARGO_HOME nor HOME")?;
+    let rule = |path: &Path, name: &str| format!("--remap-path-prefix={}={name}", path.display());
+    Ok([rule(&paths::workspace(), "platter"), rule(&cargo, "cargo"), rule(sysroot, "rust")])
+}
+
+fn install(built: &Path, target: &'static str) -> Result<Image> {
+    let folder = paths::image();
+    fs::create_dir_all(&folder)?;
+    let path = folder.join("platter");
+    fs::copy(built, folder.join("platter.sym")).with_context(|| format!("no {}", built.display()))?;
+    process::output(Command::new("strip").arg("--strip-all").arg("-o").arg(&path).arg(built))?;
+    let template = include_str!("../platter.cfg");
+    let configuration = template.replace("@KERNEL@", &path.display().to_string());
+    if configuration == template {
+        bail!("the configuration's template does not name the kernel");
+    }
+    fs::write(folder.join("platter.cfg"), configuration)?;
+    let size = fs::metadata(&path)?.len();
+    Ok(Image { path, size, target })
+}

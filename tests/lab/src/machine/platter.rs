@@ -1,0 +1,116 @@
+//! The domain under test: creates it as a user would, waits until it serves, reads its console.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::agent::{Answer, poll};
+use super::{Controller, Machine};
+use crate::paths;
+
+/// The domain's name, and so what `backend=` says.
+pub(crate) const NAME: &str = "platter";
+
+/// What a test changes of the image's own configuration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings<'s> {
+    /// The controllers it owns.
+    pub(crate) controllers: &'s [Controller],
+    /// Its command line.
+    pub(crate) options: &'s str,
+    /// What Xen does when it crashes.
+    pub(crate) on_crash: &'s str,
+}
+
+impl Settings<'_> {
+    /// As a user starts it; a crash keeps the domain, so that it is noticed.
+    pub(crate) fn usual() -> Self {
+        Self { controllers: &[Controller::PLATTER], options: "log=info", on_crash: "preserve" }
+    }
+}
+
+/// A platter domain.
+#[derive(Clone, Copy)]
+pub(crate) struct Platter<'m> {
+    machine: &'m Machine,
+    id: u32,
+}
+
+impl<'m> Platter<'m> {
+    /// `xl create` with the image's own configuration and these settings. It may not serve yet.
+    ///
+    /// # Errors
+    /// There is no image, or `xl` refuses it.
+    pub(crate) fn create(machine: &'m Machine, settings: Settings) -> Result<Self> {
+        for file in ["platter", "platter.cfg"] {
+            let from = paths::image().join(file);
+            fs::copy(&from, machine.run().share().join(file))
+                .with_context(|| format!("no {}: `cargo lab image` makes it", from.display()))?;
+        }
+        let pci: Vec<String> =
+            settings.controllers.iter().map(|controller| format!("\"{}\"", controller.pci())).collect();
+        machine.dom0(&format!(
+            "xl create /share/platter.cfg 'kernel=\"/share/platter\"' 'pci=[{}]' 'extra=\"{}\"' 'on_crash=\"{}\"'",
+            pci.join(","),
+            settings.options,
+            settings.on_crash
+        ))?;
+        let id = machine.dom0(&format!("xl domid {NAME}"))?.parse().context("xl domid printed no number")?;
+        Ok(Self::of_domain(machine, id))
+    }
+
+    /// The platter that is domain `id` already.
+    pub(crate) fn of_domain(machine: &'m Machine, id: u32) -> Self {
+        Self { machine, id }
+    }
+
+    /// The domain's number.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Waits for the node that says platter serves.
+    ///
+    /// # Errors
+    /// It does not within a minute.
+    pub(crate) fn wait_ready(&self) -> Result<()> {
+        let ready = format!("/local/domain/{}/data/ready", self.id);
+        let script = format!("until [ \"$(xenstore-read {ready} 2>/dev/null)\" = 1 ]; do sleep 0.1; done");
+        self.machine.dom0(&script).map(drop).context("platter does not become ready")
+    }
+
+    /// Everything it said on its console so far, of all domains of this name in this run.
+    pub(crate) fn log(&self) -> String {
+        self.machine.said(NAME)
+    }
+
+    /// Waits for a console line with all of `words` after byte `from` of the log and gives the line.
+    ///
+    /// # Errors
+    /// None comes within `limit`.
+    pub(crate) fn wait_line(&self, from: usize, words: &[&str], limit: Duration) -> Result<String> {
+        poll(&format!("platter's line with {words:?}"), limit, || {
+            self.machine.check_alive()?;
+            let log = self.log();
+            let mut lines = log.get(from..).unwrap_or_default().lines();
+            Ok(lines.find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned))
+        })
+    }
+
+    /// Attaches without waiting for the guest, whatever comes of it.
+    pub(crate) fn try_attach(&self, guest: &str, vdev: &str, target: &str) -> Result<Answer> {
+        self.machine
+            .dom0_answer(&super::guest::attach_command(guest, vdev, NAME, target), super::COMMAND_LIMIT)
+    }
+
+    /// CPU time it has used, in nanoseconds.
+    pub(crate) fn cpu_time(&self) -> Result<u64> {
+        self.machine.cpu_time(self.id)
+    }
+
+    /// Whether the domain still runs.
+    pub(crate) fn exists(&self) -> Result<bool> {
+        Ok(self.machine.dom0_answer(&format!("xl domname {}", self.id), super::COMMAND_LIMIT)?.code == 0)
+    }
+}

@@ -1,0 +1,141 @@
+//! The scenarios: short stories on an emulated machine, several sharing one boot.
+//!
+//! A story may rely on nothing an earlier one left behind but running guests; a story that fails gets a fresh machine
+//! for those after it. [`world`] is what stories are told with.
+
+mod blocks;
+mod life;
+mod peer;
+mod serving;
+mod trouble;
+mod world;
+
+use anyhow::Result;
+
+pub(crate) use self::world::{World, machine};
+use crate::machine::Daemon;
+
+/// When a boot is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Always.
+    Short,
+    /// With `--all`: long jobs, measuring, and what only the other daemon adds.
+    Long,
+}
+
+/// One machine and the stories told on it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Boot {
+    pub(crate) name: &'static str,
+    pub(crate) lane: Lane,
+    pub(crate) daemon: Daemon,
+    /// More of Xen's command line.
+    pub(crate) xen_options: &'static str,
+    pub(crate) stories: &'static [Story],
+}
+
+/// A story and its name.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Story {
+    pub(crate) name: &'static str,
+    pub(crate) tell: fn(&World) -> Result<()>,
+}
+
+macro_rules! stories {
+    ($($room:ident::$story:ident),* $(,)?) => {
+        &[$(Story { name: stringify!($story), tell: $room::$story }),*]
+    };
+}
+
+/// Every boot there is.
+pub(crate) const BOOTS: &[Boot] = &[
+    Boot {
+        name: "serving",
+        lane: Lane::Short,
+        daemon: Daemon::Oxenstored,
+        xen_options: "",
+        stories: stories![
+            serving::boots_and_says_ready,
+            serving::refuses_an_unknown_volume,
+            blocks::writes_land_where_they_belong,
+            blocks::flushes_reach_the_device,
+            blocks::file_system_stays_clean,
+            serving::attaches_again_and_again,
+            blocks::two_guests_at_once,
+        ],
+    },
+    Boot {
+        name: "c-xenstored",
+        lane: Lane::Short,
+        daemon: Daemon::Xenstored,
+        xen_options: "",
+        stories: stories![
+            serving::boots_and_says_ready,
+            serving::refuses_an_unknown_volume,
+            serving::attaches_again_and_again,
+            blocks::file_system_stays_clean,
+            blocks::all_sizes_verify,
+            life::shuts_down_when_asked,
+        ],
+    },
+    Boot {
+        name: "life",
+        lane: Lane::Short,
+        daemon: Daemon::Oxenstored,
+        xen_options: "",
+        stories: stories![
+            life::options_are_heeded_or_named,
+            life::sleeps_when_idle,
+            life::stays_up_without_a_device,
+            life::shuts_down_when_asked,
+            life::crash_leaves_an_epitaph,
+            life::crash_restarts,
+            trouble::a_console_that_stands_still_holds_nothing_up,
+        ],
+    },
+    Boot {
+        name: "no-interrupts",
+        lane: Lane::Short,
+        daemon: Daemon::Oxenstored,
+        // Leaves a domain no interrupt numbers for MSI-X.
+        xen_options: "extra_guest_irqs=0",
+        stories: stories![trouble::without_an_interrupt_it_polls],
+    },
+    Boot {
+        name: "wedged",
+        lane: Lane::Long,
+        daemon: Daemon::Oxenstored,
+        xen_options: "",
+        stories: stories![trouble::a_loop_that_does_not_turn_is_ended],
+    },
+    Boot {
+        name: "beside-linux",
+        lane: Lane::Long,
+        daemon: Daemon::Oxenstored,
+        xen_options: "",
+        stories: stories![peer::side_by_side],
+    },
+    Boot {
+        name: "endurance",
+        lane: Lane::Long,
+        daemon: Daemon::Oxenstored,
+        xen_options: "",
+        stories: stories![blocks::all_sizes_verify, blocks::two_guests_for_long],
+    },
+    Boot {
+        name: "c-xenstored-more",
+        lane: Lane::Long,
+        daemon: Daemon::Xenstored,
+        xen_options: "",
+        stories: stories![
+            blocks::writes_land_where_they_belong,
+            blocks::flushes_reach_the_device,
+            blocks::two_guests_at_once,
+            life::options_are_heeded_or_named,
+            life::stays_up_without_a_device,
+            life::crash_leaves_an_epitaph,
+            life::crash_restarts,
+        ],
+    },
+];

@@ -1,0 +1,69 @@
+//! What goes wrong around platter: a console nobody reads, interrupts that cannot be had, a loop that hangs.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::World;
+use crate::fio;
+use crate::machine::{NAME, Settings, poll};
+use crate::oracle::Expected;
+
+const A_MOMENT: Duration = Duration::from_secs(20);
+/// Blocks in a MiB.
+const MIB: u64 = 2048;
+
+/// While the console daemon is stopped, the console's ring fills up; platter goes on answering, and what it had to say
+/// is there when the daemon runs again.
+pub(super) fn a_console_that_stands_still_holds_nothing_up(world: &World) -> Result<()> {
+    const ROUNDS: usize = 14;
+    let alice = world.alice()?;
+    let platter = world.fresh_platter(Settings::usual())?;
+    let from = platter.log().len();
+    let target = |round: usize| format!("/dev/{round:02}{}", "x".repeat(180));
+    world.step("the console daemon is stopped");
+    world.machine().dom0("kill -STOP $(pidof xenconsoled)")?;
+    world.step("refused attaches fill the console's ring");
+    for round in 0..ROUNDS {
+        let refused = platter.try_attach(alice.name(), "xvdb", &target(round))?;
+        ensure!(refused.code != 0, "xl block-attach succeeded: {}", refused.text);
+        world.machine().dom0(&format!("xl block-detach {} xvdb", alice.name()))?;
+    }
+    ensure!(platter.log().len() == from, "the console daemon is not stopped");
+    world.step("the console daemon goes on, and every line is there");
+    world.machine().dom0("kill -CONT $(pidof xenconsoled)")?;
+    for round in 0..ROUNDS {
+        platter.wait_line(from, &["refused: no volume named", &target(round)], A_MOMENT)?;
+    }
+    Ok(())
+}
+
+/// When Xen has no interrupt for the controller, platter says so and polls; data is right all the same.
+pub(super) fn without_an_interrupt_it_polls(world: &World) -> Result<()> {
+    let (platter, alice) = (world.platter()?, world.alice()?);
+    platter.wait_line(0, &["pci 0000:00:00.0", "completions are polled"], A_MOMENT)?;
+    let disk = world.fresh_disk(1)?;
+    alice.attach("xvdb", NAME, &disk.target())?;
+    world.step("fio writes and verifies");
+    fio::verify(alice, "xvdb", 1, 8)?;
+    alice.detach("xvdb")?;
+    Expected::untouched(&disk).anything(MIB..9 * MIB).check()
+}
+
+/// A loop that does not turn any more is ended by Xen's watchdog, and `on_watchdog` is obeyed. The loop is held up by
+/// pausing the domain in the middle of I/O: it does not turn then either.
+pub(super) fn a_loop_that_does_not_turn_is_ended(world: &World) -> Result<()> {
+    let (platter, alice) = (world.platter()?, world.alice()?);
+    alice.attach("xvdb", NAME, "/dev/nvme0n1")?;
+    alice.run(
+        "(while dd if=/dev/xvdb of=/dev/null bs=64k count=64 iflag=direct; do :; done) >/dev/null 2>&1 &",
+    )?;
+    world.step("xl pause platter, while alice reads");
+    world.machine().dom0(&format!("xl pause {NAME}"))?;
+    world.step("Xen ends it, and a new domain takes its place");
+    let next = poll("a new domain", Duration::from_secs(120), || {
+        let id = world.machine().dom0_answer(&format!("xl domid {NAME}"), A_MOMENT)?;
+        Ok(id.text.parse::<u32>().ok().filter(|next| id.code == 0 && *next != platter.id()))
+    })?;
+    world.adopt(next).wait_ready()
+}

@@ -1,0 +1,103 @@
+//! What the host itself must have: QEMU, and `xz` for Debian's kernel. Installed with apt when missing.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process;
+use crate::progress::Step;
+
+/// Where the backports suite is named when it is needed.
+const BACKPORTS_FILE: &str = "/etc/apt/sources.list.d/bookworm-backports.sources";
+const BACKPORTS: &str = "Types: deb
+URIs: http://deb.debian.org/debian
+Suites: bookworm-backports
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+";
+
+/// Installs what is missing, through `sudo` unless this is root; apt's package lists are fetched when absent.
+///
+/// # Errors
+/// No apt, no network, or no right to install: the error names the command to run by hand.
+pub(crate) fn ensure(step: &Step) -> Result<()> {
+    if !known("xen-utils-4.17") {
+        update_lists(step)?;
+        if !known("xen-utils-4.17") {
+            bail!("apt knows no xen-utils-4.17: the lab takes Xen 4.17 from Debian 12 (bookworm)");
+        }
+    }
+    let mut packages = Vec::new();
+    if !runs("qemu-system-x86_64", "--version") {
+        packages.push("qemu-system-x86");
+    }
+    if !runs("xz", "--version") {
+        packages.push("xz-utils");
+    }
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let mut command = vec!["apt-get", "--quiet", "--yes", "--no-install-recommends", "--no-remove"];
+    if qemu_is_backported() {
+        // QEMU's parts must be of one version: bookworm's would remove the installed tools.
+        add_backports(step)?;
+        command.push("--target-release=bookworm-backports");
+    }
+    update_lists(step)?;
+    command.push("install");
+    command.extend(packages);
+    as_root(step, &command)
+}
+
+/// Fetches apt's package lists.
+///
+/// # Errors
+/// As [`ensure`].
+pub(crate) fn update_lists(step: &Step) -> Result<()> {
+    as_root(step, &["apt-get", "--quiet", "update"])
+}
+
+fn known(package: &str) -> bool {
+    process::output(Command::new("apt-cache").args(["show", "--no-all-versions", package])).is_ok()
+}
+
+fn runs(program: &str, argument: &str) -> bool {
+    process::output(Command::new(program).arg(argument)).is_ok()
+}
+
+fn qemu_is_backported() -> bool {
+    let mut query = Command::new("dpkg-query");
+    query.args([
+        "--show",
+        "--showformat=${Version}\n",
+        "qemu-utils",
+        "qemu-system-common",
+        "qemu-system-data",
+    ]);
+    // It fails when one of the packages is unknown, and still prints the others.
+    query.output().is_ok_and(|result| String::from_utf8_lossy(&result.stdout).contains("~bpo12"))
+}
+
+fn add_backports(step: &Step) -> Result<()> {
+    if !Path::new(BACKPORTS_FILE).exists() {
+        let staged = tempfile::NamedTempFile::new()?;
+        fs::write(staged.path(), BACKPORTS)?;
+        let from = staged.path().to_str().context("the temporary folder's name is not UTF-8")?;
+        as_root(step, &["install", "--mode=644", from, BACKPORTS_FILE])?;
+    }
+    Ok(())
+}
+
+fn as_root(step: &Step, command: &[&str]) -> Result<()> {
+    let mut words = command.to_vec();
+    if !rustix::process::geteuid().is_root() {
+        words.insert(0, "sudo");
+    }
+    step.say(&format!("host: {}", words.join(" ")));
+    let mut run = Command::new(words[0]);
+    run.args(&words[1..]).env("DEBIAN_FRONTEND", "noninteractive");
+    process::output(&mut run).with_context(|| format!("run this by hand: {}", words.join(" ")))?;
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! `cargo lab setup`: from Debian's packages to an emulated machine, without root but for the host's own packages.
+//!
+//! [`host`] installs QEMU, [`debian`] downloads and unpacks, [`kernel`] and [`roots`] make what Xen boots.
+//! A stamp with the recipe's hash lies beside the result; as long as it matches, nothing is done.
+
+mod cpio;
+mod debian;
+mod fio;
+mod host;
+mod kernel;
+mod roots;
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::progress::Progress;
+use crate::{paths, process};
+
+/// Everything that decides what comes out, so that a change of it rebuilds.
+const RECIPE: [&str; 7] = [
+    include_str!("mod.rs"),
+    include_str!("cpio.rs"),
+    include_str!("debian.rs"),
+    include_str!("fio.rs"),
+    include_str!("kernel.rs"),
+    include_str!("roots.rs"),
+    include_str!("../bin/domain-cpu-time.rs"),
+];
+
+/// Makes the host and the machine ready; quick when they are.
+///
+/// # Errors
+/// A package cannot be installed, downloaded or unpacked.
+pub(crate) fn ensure(progress: &Progress) -> Result<()> {
+    let step = progress.task("setup");
+    step.now("looking at the host");
+    host::ensure(&step)?;
+    let machine = paths::machine();
+    let stamp = stamp();
+    if fs::read_to_string(machine.join("stamp")).is_ok_and(|found| found == stamp) {
+        return Ok(());
+    }
+    step.now("downloading Debian packages (about 80 MB the first time)");
+    let files = download().or_else(|_| {
+        // Lists that are older than the archive name files it no longer has.
+        host::update_lists(&step)?;
+        download()
+    })?;
+    fs::create_dir_all(&machine)?;
+    let tree = tempfile::tempdir_in(&machine)?;
+    step.now(&format!("unpacking {} packages", files.len()));
+    debian::unpack(&files, tree.path())?;
+    fio::replace_clients(tree.path())?;
+    step.now("assembling Xen, kernel and file systems");
+    assemble(tree.path(), &machine)?;
+    fs::write(machine.join("versions"), debian::versions(&files))?;
+    fs::write(machine.join("stamp"), stamp)?;
+    Ok(())
+}
+
+fn download() -> Result<Vec<PathBuf>> {
+    debian::download(&debian::packages()?, &paths::cache())
+}
+
+fn stamp() -> String {
+    let mut hasher = DefaultHasher::new();
+    RECIPE.hash(&mut hasher);
+    roots::SCRIPTS.hash(&mut hasher);
+    format!("{:016x}\n", hasher.finish())
+}
+
+fn assemble(tree: &Path, machine: &Path) -> Result<()> {
+    let xen = one_file(&tree.join("boot"), "xen-4.17", ".gz")?;
+    let unpacked = process::pipe("gzip", &["--decompress", "--stdout"], &fs::read(xen)?)?;
+    fs::write(machine.join("xen"), unpacked)?;
+    let vmlinuz = one_file(&tree.join("boot"), "vmlinuz-", "")?;
+    fs::write(machine.join("vmlinux"), kernel::extract_vmlinux(&vmlinuz)?)?;
+    let modules = kernel::Modules::find(tree)?;
+    fs::write(machine.join("control.cpio"), roots::control(tree, &modules, &cpu_time_helper()?)?)?;
+    fs::write(machine.join("guest.cpio"), roots::guest(tree, &modules)?)?;
+    Ok(())
+}
+
+fn one_file(folder: &Path, prefix: &str, suffix: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(folder).with_context(|| format!("no {}", folder.display()))?;
+    let matches = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(prefix) && name.ends_with(suffix)
+    };
+    let found = entries.filter_map(|entry| Some(entry.ok()?.path())).find(matches);
+    found.with_context(|| format!("no {prefix}*{suffix} in {}", folder.display()))
+}
+
+/// Builds the dom0 helper without shared libraries, for whatever libc dom0 has.
+fn cpu_time_helper() -> Result<PathBuf> {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["rustc", "--quiet", "--package", "platter-lab", "--bin", "domain-cpu-time"]);
+    cargo.args(["--", "-C", "target-feature=+crt-static", "-C", "strip=symbols"]);
+    process::output(cargo.current_dir(paths::workspace()))?;
+    Ok(paths::target().join("debug/domain-cpu-time"))
+}

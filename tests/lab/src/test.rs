@@ -1,0 +1,189 @@
+//! `cargo lab test`: the host's tests, then the scenarios on emulated machines, two at a time.
+
+use std::collections::VecDeque;
+use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Result, anyhow, bail};
+
+use crate::machine::Machine;
+use crate::progress::{Progress, Step};
+use crate::scenarios::{self, BOOTS, Boot, Lane, Story, World};
+use crate::{image, interrupt, paths, process, setup};
+
+/// Two cores are enough for two machines with one emulated processor each.
+const MACHINES: usize = 2;
+
+/// What passed and what did not.
+#[derive(Default)]
+pub(crate) struct Tally {
+    passed: usize,
+    failed: Vec<String>,
+}
+
+impl Tally {
+    /// Whether nothing failed.
+    pub(crate) fn is_green(&self) -> bool {
+        self.failed.is_empty()
+    }
+}
+
+/// Runs what `filter` matches, of the long lane too if `all`, and prints the result.
+///
+/// # Errors
+/// Nothing matches, the machine or the image cannot be made, or the user interrupts. Failed tests are no error.
+pub(crate) fn run(progress: &Progress, filter: Option<&str>, all: bool) -> Result<Tally> {
+    let filter = filter.unwrap_or_default();
+    let tally = Mutex::new(Tally::default());
+    host_tests(progress, filter, &tally)?;
+    let boots = select(filter, all);
+    if !boots.is_empty() {
+        setup::ensure(progress)?;
+        image::build(progress)?;
+        emulated(progress, boots, &tally)?;
+    }
+    let tally = tally.into_inner().map_err(|_| anyhow!("a test thread panicked"))?;
+    if tally.passed + tally.failed.len() == 0 {
+        bail!("no test's name contains {filter:?}; `--all` adds the long ones");
+    }
+    for name in &tally.failed {
+        progress.say(&format!("failed: {name}"));
+    }
+    progress.say(&format!("{} passed, {} failed", tally.passed, tally.failed.len()));
+    Ok(tally)
+}
+
+/// The boots to run, each with the stories whose `boot/story` contains the filter.
+fn select(filter: &str, all: bool) -> Vec<(Boot, Vec<Story>)> {
+    let matching = |boot: &Boot| {
+        let stories =
+            boot.stories.iter().filter(|story| format!("{}/{}", boot.name, story.name).contains(filter));
+        (*boot, stories.copied().collect::<Vec<_>>())
+    };
+    let boots = BOOTS.iter().filter(|boot| all || boot.lane == Lane::Short);
+    boots.map(matching).filter(|(_, stories)| !stories.is_empty()).collect()
+}
+
+fn host_tests(progress: &Progress, filter: &str, tally: &Mutex<Tally>) -> Result<()> {
+    let step = progress.task("host");
+    for package in [&["--package", "platter", "--features", "sim"][..], &["--package", "platter-lab"]] {
+        interrupt::check()?;
+        step.now(&format!("cargo test {}", package.join(" ")));
+        let mut cargo = Command::new("cargo");
+        cargo.args(["test", "--no-fail-fast"]).args(package).args(["--", filter]);
+        let output = cargo.current_dir(paths::workspace()).output()?;
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        let (passed, mut failed) = host_results(&said);
+        if !output.status.success() {
+            progress.say(&format!("{}:\n{}", process::line(&cargo), process::tail(&said, 40)));
+            if failed.is_empty() {
+                failed.push(format!("cargo test {}", package.join(" ")));
+            }
+        }
+        add(tally, passed, failed)?;
+    }
+    Ok(())
+}
+
+/// How many tests passed and which failed, from what `cargo test` printed.
+fn host_results(said: &str) -> (usize, Vec<String>) {
+    let results = said
+        .lines()
+        .filter_map(|line| line.strip_prefix("test result: ")?.split_once(". ")?.1.split(' ').next());
+    let passed = results.filter_map(|count| count.parse::<usize>().ok()).sum();
+    let failed = said.lines().filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
+    (passed, failed.map(str::to_owned).collect())
+}
+
+fn emulated(progress: &Progress, boots: Vec<(Boot, Vec<Story>)>, tally: &Mutex<Tally>) -> Result<()> {
+    let queue = Mutex::new(VecDeque::from(boots));
+    let next = || queue.lock().ok()?.pop_front();
+    let worker = || {
+        while let Some((boot, stories)) = next() {
+            tell_all(progress, &boot, &stories, tally)?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..MACHINES).map(|_| scope.spawn(worker)).collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().map_err(|_| anyhow!("a test thread panicked"))?)
+    })
+}
+
+/// Tells a boot's stories on one machine; after one that fails, the others get a fresh machine.
+fn tell_all(progress: &Progress, boot: &Boot, stories: &[Story], tally: &Mutex<Tally>) -> Result<()> {
+    let mut left = stories;
+    while let Some((first, others)) = left.split_first() {
+        let step = progress.task(boot.name);
+        step.now(&format!("booting Xen and dom0 with {}", boot.daemon.program()));
+        left = match scenarios::machine(boot) {
+            Ok(machine) => tell_on(machine, &step, boot, left, tally)?,
+            Err(error) => {
+                interrupt::check()?;
+                step.say(&format!("FAILED {}/{}\n{error:#}", boot.name, first.name));
+                add(tally, 0, vec![format!("{}/{}", boot.name, first.name)])?;
+                others
+            }
+        };
+    }
+    Ok(())
+}
+
+/// Tells stories on a machine up to the first that fails, and gives those after it.
+fn tell_on<'s>(
+    machine: Machine,
+    step: &Step,
+    boot: &Boot,
+    stories: &'s [Story],
+    tally: &Mutex<Tally>,
+) -> Result<&'s [Story]> {
+    let world = World::new(&machine, step);
+    for (index, story) in stories.iter().enumerate() {
+        let name = format!("{}/{}", boot.name, story.name);
+        let start = Instant::now();
+        world.story(story.name);
+        if let Err(error) = (story.tell)(&world) {
+            interrupt::check()?;
+            step.say(&format!("FAILED {name}\nat     {}\n{:#}", step.doing(), machine.explain(error)));
+            add(tally, 0, vec![name])?;
+            return Ok(&stories[index + 1..]);
+        }
+        step.say(&format!("ok     {name} ({:.0} s)", start.elapsed().as_secs_f64()));
+        add(tally, 1, Vec::new())?;
+    }
+    machine.end()?;
+    Ok(&[])
+}
+
+fn add(tally: &Mutex<Tally>, passed: usize, failed: Vec<String>) -> Result<()> {
+    let mut tally = tally.lock().map_err(|_| anyhow!("a test thread panicked"))?;
+    tally.passed += passed;
+    tally.failed.extend(failed);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_tests_output_is_counted() {
+        let said = "test a::b ... ok\ntest a::c ... FAILED\n\ntest result: FAILED. 3 passed; 1 failed; 0 ignored\n\
+                    test result: ok. 4 passed; 0 failed\n";
+        assert_eq!(host_results(said), (7, vec!["a::c".to_owned()]));
+    }
+
+    #[test]
+    fn a_filter_selects_boots_and_stories() {
+        let chosen = select("life/crash", false);
+        assert_eq!(chosen.len(), 1);
+        assert!(chosen[0].1.iter().all(|story| story.name.starts_with("crash")));
+        assert!(select("beside-linux", false).is_empty());
+        assert_eq!(select("beside-linux", true).len(), 1);
+        assert!(select("", true).len() > select("", false).len());
+    }
+}
