@@ -1,6 +1,7 @@
 //! The simulated world as the core's `hal`: each hypercall with Xen's checks. What Xen would
 //! refuse, or crash the domain for, is a violation.
 
+use super::grants::NO_SPACE;
 use super::machine::{DRIVER, Machine, Violation};
 use super::memory::{bus, mfn};
 use super::world::World;
@@ -77,21 +78,25 @@ fn unmap(machine: &mut Machine, mapping: GrantMapping) {
 
 impl World {
     fn map_one(&self, dom: DomId, gref: GrantRef, write: bool) -> Result<GrantMapping, HypervisorError> {
-        let mut state = self.state();
-        let failing = state.failing_maps;
-        let machine = &mut state.machine;
-        if machine.rng.one_in(failing) {
-            return Err(failed(MAP)(super::grants::NO_SPACE));
-        }
+        let machine = &mut self.state().machine;
         let mapped = machine.grants.map(&mut machine.memory, dom, gref, write);
         mapped.map(|(handle, mfn)| GrantMapping { handle, bus: bus(mfn) }).map_err(failed(MAP))
+    }
+
+    fn is_map_to_fail(&self) -> bool {
+        let mut state = self.state();
+        let rarity = state.failing_maps;
+        state.machine.rng.one_in(rarity)
     }
 }
 
 impl Grants for World {
     fn map(&mut self, batch: &mut [GrantMap]) {
         for op in batch {
-            op.result = self.map_one(op.dom, op.gref, op.access == DeviceAccess::Writes);
+            op.result = match self.is_map_to_fail() {
+                true => Err(failed(MAP)(NO_SPACE)),
+                false => self.map_one(op.dom, op.gref, op.access == DeviceAccess::Writes),
+            };
         }
     }
 

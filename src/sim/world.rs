@@ -64,7 +64,7 @@ pub struct State {
     pub frontends: Vec<Frontend>,
     /// Pages that the image may still take.
     pub free_pages: usize,
-    /// One mapping in so many fails, for no fault of the image; 0 for none.
+    /// One mapping of data in so many fails, for no fault of the image; 0 for none.
     pub failing_maps: u32,
     /// The deadline of the image's last sleep; none, when only an event could end it.
     pub slept_until: Option<Instant>,
