@@ -154,14 +154,14 @@ impl Ring {
     /// [`Ring::mapped`] before anything else is asked of this ring. Bad requests are answered.
     ///
     /// # Errors
-    /// The frontend broke the ring; nothing was added to the batch.
+    /// The frontend broke the ring; nothing was taken.
     pub fn admit(
         &mut self,
         limit: usize,
         batch: &mut Vec<GrantMap, GRANT_BATCH>,
     ) -> Result<usize, FrontendFault> {
         let before = batch.len();
-        for _ in 0..limit {
+        for taken in 0..limit {
             if !self.open || self.free.len() == 0 || batch.capacity() - batch.len() < SEGMENTS {
                 break;
             }
@@ -171,8 +171,8 @@ impl Ring {
                     self.more = false;
                     break;
                 }
-                // What was taken before is in the batch; the next call fails again.
-                Err(_) if batch.len() > before => break,
+                // What was taken before is to be served or answered; the next call fails again.
+                Err(_) if taken > 0 => break,
                 Err(fault) => return Err(fault),
             }
         }

@@ -412,14 +412,13 @@ fn a_broken_ring_says_so_after_the_results_of_what_it_gave_before() {
     assert!(!rig.ring.backlog() && !rig.ring.arm());
 }
 
+/// A rig whose frontend breaks its ring while its first request is read.
 #[cfg(feature = "sim")]
-#[test]
-fn grants_taken_before_the_ring_broke_are_not_lost() {
+fn broken_while_read(operation: u8, segments: &[(u32, u8, u8)]) -> Rig {
     let mut rig = Rig::new(volume(512, 1000), false);
-    rig.submit(READ, 1, 0, &[(1, 0, 7)]);
+    rig.submit(operation, 1, 0, segments);
     let frame = rig.front.frame;
     let bad = rig.front.req_prod.wrapping_add(100);
-    // The frontend breaks its ring while its first request is read.
     let hook = move |_, offset| {
         if offset >= 64 {
             frame.write_u32(0, bad);
@@ -428,13 +427,23 @@ fn grants_taken_before_the_ring_broke_are_not_lost() {
     crate::mem::hook::set(Some(std::boxed::Box::new(hook)));
     rig.admit();
     crate::mem::hook::set(None);
-    assert_eq!(rig.mapped.len(), 1);
     assert!(rig.ring.backlog(), "so that the fault is seen");
     assert!(rig.ring.admit(RING_ENTRIES, &mut Vec::new()).is_err());
-    rig.issue(SEGMENTS);
-    rig.complete(0, true);
-    rig.settle();
-    assert!(rig.mapped.is_empty());
+    rig
+}
+
+#[cfg(feature = "sim")]
+#[test]
+fn what_was_taken_before_the_ring_broke_is_not_lost() {
+    for (operation, segments) in [(READ, &[(1, 0, 7)][..]), (FLUSH, &[])] {
+        let mut rig = broken_while_read(operation, segments);
+        assert_eq!(rig.mapped.len(), segments.len());
+        rig.issue(SEGMENTS);
+        rig.complete(0, true);
+        rig.settle();
+        assert!(rig.mapped.is_empty());
+        assert_eq!(rig.ring.in_flight(), 0);
+    }
 }
 
 /// What a request should be answered with if the disk does its part, by another way than the code's.
