@@ -150,6 +150,8 @@ impl Io {
                 if let Some(ring) = ring(vbds, index) {
                     ring.completed(slot, completion.result.is_ok());
                     self.ended.add(index);
+                    // Data that came with a flush is issued when the flush is done.
+                    self.queued.add(index);
                 }
             }
             self.done.clear();

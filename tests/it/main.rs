@@ -1,7 +1,9 @@
 //! Host integration tests.
 
 mod host;
+mod hostile;
 mod oracles;
+mod rogue;
 mod source;
 mod storms;
 mod tidy;

@@ -1,0 +1,59 @@
+//! Attacks of guests and disks on the whole core: whatever they do, nobody else is kept waiting,
+//! and nothing of theirs stays behind.
+
+use core::time::Duration;
+
+use platter::domain::End;
+use platter::sim::requests::Load;
+use platter::sim::shadow::{Shadow, content};
+use platter::sim::world::World;
+use platter::units::DomId;
+
+use crate::host::{SECTORS, add_nvme, attach, disk, run, world};
+use crate::rogue::{FLUSH, READ, Rogue, WRITE};
+
+const DONE: bool = false;
+
+/// When a frontend that was attached at the start may show its ring: the backend is in InitWait.
+const OFFER: Duration = Duration::from_millis(500);
+
+/// When it is connected for sure.
+const CONNECTED: Duration = Duration::from_millis(600);
+
+/// A guest whose disk is attached, and then connected.
+fn connected(world: &World, guest: u16, target: &str) -> Rogue {
+    let (_, rogue) = Rogue::attach(world, guest, target);
+    rogue.later(world, OFFER, |rogue, state| rogue.offer(&mut state.machine));
+    rogue
+}
+
+fn answered(world: &World, frontend: usize) -> (u64, usize) {
+    world.state().frontends[frontend].answered()
+}
+
+fn shut_down(world: &World, wait: Duration) {
+    let mut state = world.state();
+    let at = state.machine.now + wait;
+    state.at(at, |state| state.machine.tree.write("/local/domain/3/control/shutdown", "poweroff"));
+}
+
+#[test]
+fn data_that_comes_with_a_flush_is_written_though_nothing_follows() {
+    for seed in 0..10 {
+        let mut world = world(seed);
+        let rogue = connected(&world, 5, "/dev/nvme0n1");
+        // What the disk must hold then is known to a guest that does nothing itself.
+        let mut shadow = Shadow::default();
+        shadow.written(100, 1, 7);
+        world.state().create_guest(DomId(6));
+        world.state().attach(&disk(6, "/dev/nvme0n1"), Load::new(0, SECTORS, 0), shadow);
+        rogue.later(&world, CONNECTED, |rogue, state| {
+            let (page, gref) = rogue.grant(&mut state.machine);
+            page.write(512, &content(100, 7));
+            rogue.put(0, FLUSH, 100, &[(gref, 1, 1)]);
+            rogue.claim(&mut state.machine, 1);
+        });
+        run(&mut world, |_, _| DONE);
+        assert_eq!((rogue.answers(), rogue.answer(0)), (1, (0, 0)), "seed {seed}");
+    }
+}
