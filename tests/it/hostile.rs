@@ -9,8 +9,8 @@ use platter::sim::shadow::{Shadow, content};
 use platter::sim::world::World;
 use platter::units::DomId;
 
-use crate::host::{SECTORS, add_nvme, attach, disk, run, world};
-use crate::rogue::{FLUSH, READ, Rogue, WRITE};
+use crate::host::{SECTORS, disk, run, world};
+use crate::rogue::{FLUSH, READ, Rogue};
 
 const DONE: bool = false;
 
@@ -25,10 +25,6 @@ fn connected(world: &World, guest: u16, target: &str) -> Rogue {
     let (_, rogue) = Rogue::attach(world, guest, target);
     rogue.later(world, OFFER, |rogue, state| rogue.offer(&mut state.machine));
     rogue
-}
-
-fn answered(world: &World, frontend: usize) -> (u64, usize) {
-    world.state().frontends[frontend].answered()
 }
 
 fn shut_down(world: &World, wait: Duration) {
@@ -56,4 +52,24 @@ fn data_that_comes_with_a_flush_is_written_though_nothing_follows() {
         run(&mut world, |_, _| DONE);
         assert_eq!((rogue.answers(), rogue.answer(0)), (1, (0, 0)), "seed {seed}");
     }
+}
+
+#[test]
+fn a_guest_that_calls_without_end_does_not_keep_a_shutdown_awake() {
+    let mut world = world(1);
+    let rogue = connected(&world, 5, "/dev/nvme0n1");
+    world.state().lent.controller(0).faults.unanswered = 1;
+    rogue.later(&world, CONNECTED, |rogue, state| {
+        let (_, gref) = rogue.grant(&mut state.machine);
+        rogue.put(0, READ, 0, &[(gref, 0, 7)]);
+        rogue.claim(&mut state.machine, 1);
+    });
+    shut_down(&world, 2 * CONNECTED);
+    for call in 0..10 {
+        rogue.later(&world, 3 * CONNECTED + call * OFFER, |rogue, state| {
+            state.machine.notify(rogue.guest, rogue.port);
+        });
+    }
+    assert_eq!(run(&mut world, |_, _| DONE), Some(End::Poweroff));
+    assert_eq!(rogue.answers(), 1);
 }
