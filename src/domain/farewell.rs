@@ -3,7 +3,7 @@
 //! guest loses its disk over it.
 
 use super::io::{Disks, Io, Vbds};
-use crate::blkback::Vbd;
+use crate::blkback::{Ring, Vbd};
 use crate::drivers::{Disk, Status};
 use crate::hal::Memory;
 
@@ -30,22 +30,29 @@ impl Farewell {
         io.close();
         match self {
             Self::Draining => {
-                let rings = vbds.iter_mut().flatten().filter_map(Vbd::ring_mut);
-                if rings.into_iter().any(|ring| ring.in_flight() > 0) {
+                let mut rings = vbds.iter_mut().flatten().filter_map(Vbd::ring_mut);
+                if rings.any(|ring| is_waited_for(ring, disks)) {
                     return Some(self);
                 }
                 io.flush(hal, disks);
                 Some(Self::Flushing)
             }
-            Self::Flushing if io.is_flushing() => Some(self),
+            Self::Flushing if io.is_flushing(disks) => Some(self),
             Self::Flushing => {
                 disks.iter_mut().for_each(|disk| disk.shut_down(hal));
                 Some(Self::Stopping)
             }
             Self::Stopping => {
-                let ended = |disk: &Disk| matches!(disk.status(), Status::Stopped | Status::Failed(_));
+                let ended = |disk: &Disk| disk.status() == Status::Stopped || disk.has_failed();
                 (!disks.iter().all(ended)).then_some(self)
             }
         }
     }
+}
+
+/// Whether a ring has requests that will be answered. What a failed controller holds never is: Xen
+/// takes its pages back when the domain has ended.
+fn is_waited_for(ring: &Ring, disks: &Disks) -> bool {
+    let has_failed = disks.get(ring.volume().disk.controller).is_none_or(Disk::has_failed);
+    ring.has_ended() || ring.in_flight() > 0 && !has_failed
 }

@@ -61,8 +61,8 @@ pub(super) struct Io {
     done: Vec<Completion, COMPLETIONS>,
     /// No new requests are taken any more.
     closing: bool,
-    /// Flushes of our own that are under way.
-    flushes: usize,
+    /// Flushes of our own that are under way, by controller.
+    flushes: [usize; limits::CONTROLLERS],
 }
 
 /// Names the flushes before the end; no vbd has this place.
@@ -84,7 +84,7 @@ impl Io {
             unmaps: Vec::new(),
             done: Vec::new(),
             closing: false,
-            flushes: 0,
+            flushes: [0; limits::CONTROLLERS],
         }
     }
 
@@ -100,18 +100,18 @@ impl Io {
 
     /// Asks every disk to write its cache out.
     pub(super) fn flush(&mut self, hal: &mut impl Memory, disks: &mut Disks) {
-        for disk in disks {
+        for (disk, flushes) in disks.iter_mut().zip(&mut self.flushes) {
             for namespace in 0..disk.namespaces().len() {
                 let flush = disk.submit(OUR_FLUSH, namespace, Operation::Flush, Block(0), &[]);
-                self.flushes += usize::from(flush.is_ok());
+                *flushes += usize::from(flush.is_ok());
             }
             disk.kick(hal);
         }
     }
 
-    /// Whether such a flush is still under way.
-    pub(super) fn is_flushing(&self) -> bool {
-        self.flushes > 0
+    /// Whether such a flush is still under way, and may end.
+    pub(super) fn is_flushing(&self, disks: &Disks) -> bool {
+        disks.iter().zip(&self.flushes).any(|(disk, flushes)| *flushes > 0 && !disk.has_failed())
     }
 
     /// Does what can be done now; returns whether anything was.
@@ -139,11 +139,11 @@ impl Io {
     /// Takes what the controllers have completed.
     fn complete(&mut self, hal: &mut impl Hal, now: Instant, disks: &mut Disks, vbds: &mut Vbds) -> bool {
         let mut progress = false;
-        for disk in &mut *disks {
+        for (disk, flushes) in disks.iter_mut().zip(&mut self.flushes) {
             progress |= disk.turn(hal, now, &mut self.done);
             for completion in &self.done {
                 if completion.token == OUR_FLUSH {
-                    self.flushes -= 1;
+                    *flushes -= 1;
                     continue;
                 }
                 let (index, slot) = place(completion.token);

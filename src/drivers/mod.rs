@@ -154,6 +154,12 @@ impl Disk {
         }
     }
 
+    /// Whether the controller was given up: what is in flight there is never completed.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        matches!(self.status(), Status::Failed(_))
+    }
+
     /// Its disks, in the order of their names, or why one cannot be served. They are known when
     /// the controller is ready for the first time, and do not change any more.
     pub fn namespaces(&self) -> &[Result<Namespace, DeviceError>] {

@@ -4,12 +4,14 @@
 use core::time::Duration;
 
 use platter::domain::End;
+use platter::sim::machine::Machine;
+use platter::sim::nvme::Faults;
 use platter::sim::requests::Load;
 use platter::sim::shadow::{Shadow, content};
 use platter::sim::world::World;
 use platter::units::DomId;
 
-use crate::host::{SECTORS, disk, run, world};
+use crate::host::{SECTORS, add_nvme, attach, disk, run, world};
 use crate::rogue::{FLUSH, READ, Rogue};
 
 const DONE: bool = false;
@@ -27,10 +29,19 @@ fn connected(world: &World, guest: u16, target: &str) -> Rogue {
     rogue
 }
 
+fn answered(world: &World, frontend: usize) -> (u64, usize) {
+    world.state().frontends[frontend].answered()
+}
+
 fn shut_down(world: &World, wait: Duration) {
     let mut state = world.state();
     let at = state.machine.now + wait;
     state.at(at, |state| state.machine.tree.write("/local/domain/3/control/shutdown", "poweroff"));
+}
+
+/// From now on the controller answers nothing, and is not known to leave memory alone.
+fn fail_for_good(faults: &mut Faults) {
+    (faults.unanswered, faults.never_disabled) = (1, true);
 }
 
 #[test]
@@ -72,4 +83,44 @@ fn a_guest_that_calls_without_end_does_not_keep_a_shutdown_awake() {
     }
     assert_eq!(run(&mut world, |_, _| DONE), Some(End::Poweroff));
     assert_eq!(rogue.answers(), 1);
+}
+
+/// Asks for everything that a ring holds, in as many commands as there are segments.
+fn ask_for_much(rogue: Rogue, machine: &mut Machine) {
+    for place in 0..32 {
+        let (_, gref) = rogue.grant(machine);
+        rogue.put(place, READ, 0, &[(gref, 1, 1); 11]);
+    }
+    rogue.claim(machine, 32);
+}
+
+#[test]
+fn a_controller_that_fails_for_good_keeps_neither_others_nor_the_shutdown() {
+    for seed in 0..10 {
+        let mut world = world(seed);
+        add_nvme(&world, seed + 100);
+        let rogue = connected(&world, 5, "/dev/nvme0n1");
+        rogue.later(&world, CONNECTED, |rogue, state| {
+            fail_for_good(&mut state.lent.controller(0).faults);
+            ask_for_much(rogue, &mut state.machine);
+        });
+        let (_, calm) = attach(&world, 6, "/dev/nvme1n1", Load::new(0, SECTORS, 300));
+        // Before it has failed, or after.
+        shut_down(&world, Duration::from_secs(if seed.is_multiple_of(2) { 2 } else { 60 }));
+        assert_eq!(run(&mut world, |_, _| DONE), Some(End::Poweroff), "seed {seed}");
+        // The controller holds 63 commands, which are of the first six requests.
+        assert_eq!(rogue.answers(), 26, "seed {seed}");
+        assert_eq!(answered(&world, calm), (300, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_controller_that_fails_while_it_is_flushed_does_not_keep_the_shutdown() {
+    let mut world = world(1);
+    add_nvme(&world, 2);
+    shut_down(&world, CONNECTED);
+    let before = world.state().machine.now + OFFER;
+    world.state().at(before, |state| fail_for_good(&mut state.lent.controller(0).faults));
+    assert_eq!(run(&mut world, |_, _| DONE), Some(End::Poweroff));
+    assert!(world.state().lent.controller(1).flushes() > 0);
 }
