@@ -56,6 +56,9 @@ pub(super) struct Io {
     popped: Set,
     /// The ring whose turn it is first.
     cursor: usize,
+    /// By controller, the ring whose turn it is to issue a command: after the one that issued the
+    /// last, so that all have equal shares of what a full controller can take.
+    issue_cursors: [usize; limits::CONTROLLERS],
     maps: Vec<GrantMap, { limits::GRANT_BATCH }>,
     unmaps: Vec<GrantMapping, { limits::GRANT_BATCH }>,
     done: Vec<Completion, COMPLETIONS>,
@@ -80,6 +83,7 @@ impl Io {
             answered: Set(0),
             popped: Set(0),
             cursor: 0,
+            issue_cursors: [0; limits::CONTROLLERS],
             maps: Vec::new(),
             unmaps: Vec::new(),
             done: Vec::new(),
@@ -249,28 +253,41 @@ impl Io {
     /// Makes commands of accepted requests, one a ring in turn, while the disks take them.
     fn issue(&mut self, disks: &mut Disks, vbds: &mut Vbds) -> bool {
         let mut progress = false;
-        let mut waiting = self.queued;
-        while waiting.0 != 0 {
-            for index in waiting.from(self.cursor) {
-                let step = match ring(vbds, index) {
-                    Some(ring) => issue_one(index, ring, disks),
-                    None => Step::Empty,
-                };
-                match step {
-                    Step::Issued => progress = true,
-                    Step::Ended => {
-                        progress = true;
-                        self.ended.add(index);
+        for (controller, disk) in disks.iter_mut().enumerate() {
+            let mut waiting = self.queued_for(controller, vbds);
+            while waiting.0 != 0 {
+                for index in waiting.from(self.issue_cursors[controller]) {
+                    let step = ring(vbds, index).map_or(Step::Empty, |ring| issue_one(index, ring, disk));
+                    match step {
+                        Step::Issued => {
+                            progress = true;
+                            self.issue_cursors[controller] = index + 1;
+                        }
+                        Step::Ended => {
+                            progress = true;
+                            self.ended.add(index);
+                        }
+                        Step::Empty => {
+                            waiting.remove(index);
+                            self.queued.remove(index);
+                        }
+                        Step::Wait => waiting.remove(index),
                     }
-                    Step::Empty => {
-                        waiting.remove(index);
-                        self.queued.remove(index);
-                    }
-                    Step::Wait => waiting.remove(index),
                 }
             }
         }
         progress
+    }
+
+    /// The rings with requests to be issued to this controller.
+    fn queued_for(&self, controller: usize, vbds: &mut Vbds) -> Set {
+        let mut set = Set::default();
+        for index in self.queued.from(0) {
+            if ring(vbds, index).is_some_and(|ring| ring.volume().disk.controller == controller) {
+                set.add(index);
+            }
+        }
+        set
     }
 
     /// Shows the answers, with one event where the frontend asks for it.
@@ -309,8 +326,8 @@ enum Step {
     Wait,
 }
 
-fn issue_one(index: usize, ring: &mut Ring, disks: &mut Disks) -> Step {
-    let disk_index = ring.volume().disk;
+fn issue_one(index: usize, ring: &mut Ring, disk: &mut Disk) -> Step {
+    let namespace = ring.volume().disk.namespace;
     let Some(command) = ring.next_command() else { return Step::Empty };
     let operation = match command.op {
         blkif::Operation::Read => Operation::Read,
@@ -318,11 +335,7 @@ fn issue_one(index: usize, ring: &mut Ring, disks: &mut Disks) -> Step {
         blkif::Operation::Flush => Operation::Flush,
     };
     let token = Token((index as u32) << 16 | u32::from(command.slot));
-    let Some(disk) = disks.get_mut(disk_index.controller) else {
-        ring.refused();
-        return Step::Ended;
-    };
-    match disk.submit(token, disk_index.namespace, operation, command.first, command.spans) {
+    match disk.submit(token, namespace, operation, command.first, command.spans) {
         Ok(spans) => {
             ring.issued(spans);
             Step::Issued

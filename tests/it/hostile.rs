@@ -1,7 +1,9 @@
 //! Attacks of guests and disks on the whole core: whatever they do, nobody else is kept waiting,
 //! and nothing of theirs stays behind.
 
+use core::cell::Cell;
 use core::time::Duration;
+use std::rc::Rc;
 
 use platter::domain::End;
 use platter::sim::machine::Machine;
@@ -123,4 +125,31 @@ fn a_controller_that_fails_while_it_is_flushed_does_not_keep_the_shutdown() {
     world.state().at(before, |state| fail_for_good(&mut state.lent.controller(0).faults));
     assert_eq!(run(&mut world, |_, _| DONE), Some(End::Poweroff));
     assert!(world.state().lent.controller(1).flushes() > 0);
+}
+
+#[test]
+fn rings_that_want_more_than_a_controller_holds_have_equal_shares() {
+    for seed in 0..10 {
+        let mut world = world(seed);
+        add_nvme(&world, seed + 100);
+        let disks = [(5, "nvme0n1"), (6, "nvme0n1"), (7, "nvme1n1"), (8, "nvme1n1")];
+        let rogues = disks.map(|(guest, target)| connected(&world, guest, target));
+        for rogue in rogues {
+            rogue.later(&world, CONNECTED, |rogue, state| ask_for_much(rogue, &mut state.machine));
+        }
+        // How many answers each has when one of them has all.
+        let shares = Rc::new(Cell::new(None));
+        for look in 0..1000 {
+            let shares = Rc::clone(&shares);
+            rogues[0].later(&world, CONNECTED + look * Duration::from_micros(50), move |_, _| {
+                let answers = rogues.map(Rogue::answers);
+                if shares.get().is_none() && answers.contains(&32) {
+                    shares.set(Some(answers));
+                }
+            });
+        }
+        run(&mut world, |_, _| DONE);
+        let shares = shares.get().expect("all are answered");
+        assert!(shares.iter().all(|answers| *answers > 20), "seed {seed}: {shares:?}");
+    }
 }
