@@ -8,6 +8,9 @@ pub const VBDS: usize = 32;
 /// Places in the table of virtual block devices: one more, for a device to be refused in.
 pub const VBD_PLACES: usize = VBDS + 1;
 
+/// Guests whose error nodes are kept: each costs three nodes or more of the same quota.
+pub const ERRORS: usize = 16;
+
 /// Entries of a one-page ring (blkif.h, `__RING_SIZE`): also the requests one vbd has in flight.
 pub const RING_ENTRIES: usize = 32;
 

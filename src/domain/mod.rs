@@ -2,9 +2,11 @@
 //! devices, which do not know each other. One [`Domain::turn`] does all that can be done now and
 //! says whether to turn again, sleep, or end.
 //!
-//! `home` holds the conversation about the domain itself, `scan` finds devices in xenstore, `io`
-//! carries requests between rings and disks, `ports` knows whose an event channel is, `farewell` ends it.
+//! `home` holds the conversation about the domain itself, `scan` finds devices in xenstore, `errors`
+//! bounds what they leave there, `io` carries requests between rings and disks, `ports` knows whose
+//! an event channel is, `farewell` ends it.
 
+mod errors;
 mod farewell;
 mod home;
 mod io;
@@ -13,6 +15,7 @@ mod scan;
 
 use heapless::Vec;
 
+use self::errors::Errors;
 use self::farewell::Farewell;
 use self::home::{Home, Request};
 use self::io::{Disks, Io, Vbds};
@@ -86,6 +89,7 @@ enum Speaker {
     Home,
     Pci,
     Scan,
+    Errors,
     Vbd(usize),
 }
 
@@ -106,6 +110,7 @@ pub struct Domain<'a> {
     home: Home,
     pci: Pci,
     scan: Scan,
+    errors: Errors,
     start: Start,
     started: Instant,
     /// The vbd whose turn it is to speak with the store.
@@ -126,6 +131,7 @@ impl<'a> Domain<'a> {
             home: Home::new(),
             pci: Pci::new(),
             scan: Scan::new(),
+            errors: Errors::new(),
             start: Start::Devices,
             started,
             cursor: 0,
@@ -199,12 +205,18 @@ impl<'a> Domain<'a> {
         if let Some(job) = self.scan.next_job() {
             return Some((Speaker::Scan, job));
         }
+        if let Some(job) = self.errors.next_job() {
+            return Some((Speaker::Errors, job));
+        }
         let count = self.tables.vbds.len();
         for index in (self.cursor..count).chain(0..self.cursor.min(count)) {
             if let Some(vbd) = &mut self.tables.vbds[index]
                 && let Some(job) = vbd.next_job(now)
             {
                 self.cursor = index + 1;
+                if vbd.is_complaining() {
+                    self.errors.note(vbd.id().guest);
+                }
                 return Some((Speaker::Vbd(index), job));
             }
         }
@@ -249,7 +261,8 @@ impl<'a> Domain<'a> {
                     self.settle_vbd(index);
                 }
             }
-            None => {}
+            // A removal that failed leaves a few nodes too many.
+            Some(Speaker::Errors) | None => {}
         }
     }
 

@@ -6,6 +6,7 @@ use core::time::Duration;
 use std::rc::Rc;
 
 use platter::domain::End;
+use platter::limits;
 use platter::sim::machine::Machine;
 use platter::sim::nvme::Faults;
 use platter::sim::requests::Load;
@@ -13,7 +14,7 @@ use platter::sim::shadow::{Shadow, content};
 use platter::sim::world::World;
 use platter::units::DomId;
 
-use crate::host::{SECTORS, add_nvme, attach, disk, run, world};
+use crate::host::{DEV, SECTORS, add_nvme, attach, disk, run, world};
 use crate::rogue::{FLUSH, READ, Rogue};
 
 const DONE: bool = false;
@@ -152,4 +153,26 @@ fn rings_that_want_more_than_a_controller_holds_have_equal_shares() {
         let shares = shares.get().expect("all are answered");
         assert!(shares.iter().all(|answers| *answers > 20), "seed {seed}: {shares:?}");
     }
+}
+
+#[test]
+fn guests_that_fail_again_and_again_do_not_use_the_quota_up() {
+    const ERRORS: &str = "/local/domain/3/error/backend/vbd";
+    let mut world = world(1);
+    let lives = 2 * limits::ERRORS as u16;
+    run(&mut world, |world, act| {
+        let guest = 5 + act as u16;
+        if act > 0 {
+            world.state().destroy(DomId(guest - 1));
+        }
+        if act < usize::from(lives) {
+            let rogue = connected(world, guest, "/dev/nvme0n1");
+            rogue.later(world, CONNECTED, |rogue, state| rogue.claim(&mut state.machine, 33));
+        }
+        act <= usize::from(lives)
+    });
+    let state = world.state();
+    assert_eq!(state.machine.tree.children(ERRORS).len(), limits::ERRORS);
+    let last = state.machine.tree.text(&format!("{ERRORS}/{}/{DEV}/error", 4 + lives));
+    assert!(last.is_some_and(|reason| reason.contains("claims 33 requests")), "{last:?}");
 }

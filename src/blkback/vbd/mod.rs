@@ -239,6 +239,12 @@ impl Vbd {
         self.state == State::Finished
     }
 
+    /// Whether the job under way leaves a reason in the error node.
+    #[must_use]
+    pub fn is_complaining(&self) -> bool {
+        self.errand == Some(Errand::Complain)
+    }
+
     /// When there is something to do even if nothing happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
