@@ -1,18 +1,19 @@
 //! Attacks of guests and disks on the whole core: whatever they do, nobody else is kept waiting,
 //! and nothing of theirs stays behind.
 
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::time::Duration;
 use std::rc::Rc;
 
 use platter::domain::End;
 use platter::limits;
+use platter::sim::frontend::front_path;
 use platter::sim::machine::Machine;
 use platter::sim::nvme::Faults;
 use platter::sim::requests::Load;
 use platter::sim::shadow::{Shadow, content};
-use platter::sim::world::World;
-use platter::units::DomId;
+use platter::sim::world::{State, World};
+use platter::units::{DomId, Instant};
 
 use crate::host::{DEV, SECTORS, add_nvme, attach, disk, run, world};
 use crate::rogue::{FLUSH, READ, Rogue};
@@ -175,4 +176,67 @@ fn guests_that_fail_again_and_again_do_not_use_the_quota_up() {
     assert_eq!(state.machine.tree.children(ERRORS).len(), limits::ERRORS);
     let last = state.machine.tree.text(&format!("{ERRORS}/{}/{DEV}/error", 4 + lives));
     assert!(last.is_some_and(|reason| reason.contains("claims 33 requests")), "{last:?}");
+}
+
+/// Changes something of its frontend's directory every few milliseconds until `end`, and notes
+/// the states of the backend.
+fn toggle(rogue: Rogue, state: &mut State, end: Instant, seen: Rc<RefCell<Vec<String>>>) {
+    let machine = &mut state.machine;
+    match machine.rng.index(8) {
+        0 | 1 => rogue.say(machine, "state", 1),
+        2 | 3 => rogue.offer(machine),
+        4 => rogue.say(machine, "ring-ref", "\u{1}".repeat(2048)),
+        5 => rogue.say(machine, "state/deep/below", "x"),
+        6 => rogue.say(machine, "event-channel", rogue.port.0 ^ 1),
+        _ => {
+            let any = machine.rng.index(10);
+            rogue.say(machine, "state", any);
+        }
+    }
+    let backend = rogue.backend(machine);
+    if seen.borrow().last() != Some(&backend) {
+        seen.borrow_mut().push(backend);
+    }
+    let next = machine.now + Duration::from_millis(4);
+    if next < end {
+        state.at(next, move |state| toggle(rogue, state, end, seen));
+    }
+}
+
+#[test]
+fn a_frontend_that_starts_again_at_full_speed_is_put_off_and_nobody_else() {
+    for seed in 0..4 {
+        let mut world = world(seed);
+        let (_, rogue) = Rogue::attach(&world, 5, "/dev/nvme0n1");
+        let (_, calm) = attach(&world, 6, "/dev/nvme0n2", Load::new(0, SECTORS, 300));
+        let end = world.state().machine.now + Duration::from_secs(60);
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        toggle(rogue, &mut world.state(), end, Rc::clone(&seen));
+        run(&mut world, |_, _| DONE);
+        assert_eq!(answered(&world, calm), (300, 0), "seed {seed}");
+        // Offers wait longer each time, up to 6.4 s: a minute has 13, of at most four changes each.
+        assert!((20..=52).contains(&seen.borrow().len()), "seed {seed}: {seen:?}");
+    }
+}
+
+#[test]
+fn what_is_not_the_guests_is_not_taken() {
+    for foreign in ["ring-ref", "event-channel"] {
+        let mut world = world(1);
+        let (_, rogue) = Rogue::attach(&world, 5, "/dev/nvme0n1");
+        let (_, calm) = attach(&world, 6, "/dev/nvme0n2", Load::new(0, SECTORS, 300));
+        rogue.later(&world, OFFER, move |rogue, state| {
+            rogue.offer(&mut state.machine);
+            let theirs = format!("{}/{foreign}", front_path(DomId(6), DEV));
+            // The numbers of a guest's grants and ports start alike: those of its own are gone.
+            state.machine.grants.revoke(rogue.guest, rogue.gref);
+            state.machine.ports.close(rogue.guest, rogue.port);
+            let number = state.machine.tree.text(&theirs).unwrap_or("").to_owned();
+            rogue.say(&mut state.machine, foreign, number);
+        });
+        run(&mut world, |_, _| DONE);
+        assert_eq!(rogue.backend(&world.state().machine), "6");
+        assert_eq!(world.state().machine.grants.mapped_from(rogue.guest), 0);
+        assert_eq!(answered(&world, calm), (300, 0));
+    }
 }
