@@ -74,12 +74,7 @@ fn install(built: &Path, target: &'static str) -> Result<Image> {
     let path = folder.join("platter");
     fs::copy(built, folder.join("platter.sym")).with_context(|| format!("no {}", built.display()))?;
     process::output(Command::new("strip").arg("--strip-all").arg("-o").arg(&path).arg(built))?;
-    let template = include_str!("../platter.cfg");
-    let configuration = template.replace("@KERNEL@", &path.display().to_string());
-    if configuration == template {
-        bail!("the configuration's template does not name the kernel");
-    }
-    fs::write(folder.join("platter.cfg"), configuration)?;
+    fs::write(folder.join("platter.cfg"), include_str!("../../../boot/platter.cfg"))?;
     let size = fs::metadata(&path)?.len();
     Ok(Image { path, size, target })
 }
