@@ -9,11 +9,11 @@ use platter::domain::End;
 use platter::limits;
 use platter::sim::frontend::front_path;
 use platter::sim::machine::Machine;
-use platter::sim::nvme::Faults;
+use platter::sim::nvme::{Faults, Settings};
 use platter::sim::requests::Load;
 use platter::sim::shadow::{Shadow, content};
 use platter::sim::world::{State, World};
-use platter::units::{DomId, Instant};
+use platter::units::{DomId, GrantRef, Instant};
 
 use crate::host::{DEV, SECTORS, add_nvme, attach, disk, run, world};
 use crate::rogue::{FLUSH, READ, Rogue};
@@ -205,7 +205,7 @@ fn toggle(rogue: Rogue, state: &mut State, end: Instant, seen: Rc<RefCell<Vec<St
 
 #[test]
 fn a_frontend_that_starts_again_at_full_speed_is_put_off_and_nobody_else() {
-    for seed in 0..4 {
+    for seed in 0..2 {
         let mut world = world(seed);
         let (_, rogue) = Rogue::attach(&world, 5, "/dev/nvme0n1");
         let (_, calm) = attach(&world, 6, "/dev/nvme0n2", Load::new(0, SECTORS, 300));
@@ -238,5 +238,95 @@ fn what_is_not_the_guests_is_not_taken() {
         assert_eq!(rogue.backend(&world.state().machine), "6");
         assert_eq!(world.state().machine.grants.mapped_from(rogue.guest), 0);
         assert_eq!(answered(&world, calm), (300, 0));
+    }
+}
+
+#[test]
+fn a_device_is_forced_off_while_its_controller_is_reset() {
+    for seed in 0..10 {
+        let mut world = world(seed);
+        let rogue = connected(&world, 5, "/dev/nvme0n1");
+        let patience = Duration::from_secs(120);
+        let load = Load { may_fail: true, patience, ..Load::new(0, SECTORS, 100) };
+        let (_, calm) = attach(&world, 6, "/dev/nvme0n2", load);
+        rogue.later(&world, CONNECTED, |rogue, state| {
+            state.lent.controller(0).faults.unanswered = 1;
+            ask_for_much(rogue, &mut state.machine);
+        });
+        // The controller has some of the commands, others wait for it; the reset comes 10 s later.
+        rogue.later(&world, Duration::from_secs(20), |rogue, state| {
+            assert!(state.machine.grants.mapped_from(rogue.guest) > 300);
+            state.destroy(rogue.guest);
+            state.lent.controller(0).faults.unanswered = 0;
+        });
+        run(&mut world, |_, _| DONE);
+        assert_eq!(world.state().machine.grants.mapped_from(rogue.guest), 0, "seed {seed}");
+        assert_eq!(answered(&world, calm), (100, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_storm_of_flushes_leaves_others_their_share() {
+    for seed in 0..10 {
+        let mut world = world(seed);
+        let rogues = [5, 6].map(|guest| connected(&world, guest, "/dev/nvme0n1"));
+        let patience = Duration::from_millis(20);
+        let one = Load { depth: 1, patience, ..Load::new(0, SECTORS, 200) };
+        let (_, calm) = attach(&world, 7, "/dev/nvme0n1", one);
+        for rogue in rogues {
+            (0..32).for_each(|place| rogue.put(place, FLUSH, u64::MAX, &[]));
+            rogue.later(&world, CONNECTED, |rogue, state| storm(rogue, state, 32));
+        }
+        run(&mut world, |_, _| DONE);
+        assert_eq!(answered(&world, calm), (200, 0), "seed {seed}");
+        assert!(world.state().lent.controller(0).flushes() > 1000, "seed {seed}");
+    }
+}
+
+/// Asks again for as much as was answered, and never sleeps.
+fn storm(rogue: Rogue, state: &mut State, asked: u32) {
+    rogue.claim(&mut state.machine, rogue.answers() + 32);
+    if asked < 5_000 {
+        let next = state.machine.now + Duration::from_micros(20);
+        state.at(next, move |state| storm(rogue, state, asked + 1));
+    }
+}
+
+#[test]
+fn requests_that_make_no_sense_are_errors_on_any_disk() {
+    for seed in 0..4 {
+        let mut world = world(seed);
+        let settings = Settings::new(seed);
+        {
+            let mut state = world.state();
+            let state = &mut *state;
+            state.lent.add_nvme(&mut state.machine, settings);
+        }
+        // Blocks of 4096 bytes.
+        let rogue = connected(&world, 5, "/dev/nvme1n2");
+        rogue.later(&world, CONNECTED, |rogue, state| {
+            let (_, gref) = rogue.grant(&mut state.machine);
+            let (_, other) = rogue.grant(&mut state.machine);
+            rogue.put(0, READ, 0, &[(gref, 0, 7); 11]);
+            rogue.put(1, READ, 0, &[(gref, 0, 3), (gref, 4, 7)]);
+            rogue.put(2, READ, 0, &[(gref, 0, 3), (other, 4, 7)]);
+            rogue.put(3, READ, 0, &[(gref, 4, 7), (other, 0, 3)]);
+            rogue.put(4, READ, 0, &[(gref, 3, 3)]);
+            rogue.put(5, READ, u64::MAX - 7, &[(gref, 0, 7)]);
+            rogue.put(6, READ, u64::MAX, &[(gref, 0, 7); 11]);
+            rogue.put(7, READ, 1 << 63, &[(gref, 0, 7)]);
+            rogue.put(8, READ, 0, &[(GrantRef(u32::MAX), 0, 7)]);
+            rogue.put(9, READ, 0, &[(gref, 7, 0)]);
+            rogue.put(10, READ, 0, &[(gref, 0, 8)]);
+            rogue.put(11, READ, 0, &[]);
+            rogue.put(12, 77, 0, &[(gref, 0, 7)]);
+            rogue.claim(&mut state.machine, 13);
+        });
+        run(&mut world, |_, _| DONE);
+        let mut statuses: Vec<_> = (0..rogue.answers()).map(|place| rogue.answer(place)).collect();
+        statuses.sort_unstable();
+        let statuses: Vec<_> = statuses.into_iter().map(|(_, status)| status).collect();
+        assert_eq!(statuses, [0, 0, -1, 0, -1, -1, -1, -1, -1, -1, -1, -1, -2], "seed {seed}");
+        assert_eq!(world.state().machine.grants.mapped_from(rogue.guest), 1, "the ring");
     }
 }
