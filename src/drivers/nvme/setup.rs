@@ -36,19 +36,18 @@ impl Nvme {
     }
 
     pub(super) fn await_setup(&mut self, hal: &mut impl Memory, step: Setup, until: Instant) -> bool {
-        let Some(entry) = self.admin.next() else {
+        let entry = self.admin.next();
+        self.admin.acknowledge(hal, self.registers);
+        let Some(entry) = entry.filter(|entry| entry.id == self.admin_command) else {
+            // Completions of nothing do not put the end of the wait off.
+            entry.iter().for_each(|stray| self.count_stray(stray.id));
             let late = (self.now >= until).then_some(DeviceError::Timeout);
             let fault = fault_of(self.controller_status(hal)).or(late);
             if let Some(fault) = fault {
                 self.restart(hal, fault);
             }
-            return fault.is_some();
+            return entry.is_some() || fault.is_some();
         };
-        self.admin.acknowledge(hal, self.registers);
-        if entry.id != self.admin_command {
-            self.count_stray(entry.id);
-            return true;
-        }
         match self.answered(step, entry.result.map_err(DeviceError::Command)) {
             Ok(Some(next)) => self.ask(hal, next),
             Ok(None) => self.become_ready(),

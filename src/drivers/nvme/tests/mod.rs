@@ -8,10 +8,11 @@ use std::vec::Vec;
 
 use core::time::Duration;
 
-use super::Nvme;
+use super::{Nvme, State, setup};
 use crate::drivers::{DeviceError, Namespace, Operation, Refusal, Status};
 use crate::hal::MmioRegion;
 use crate::limits::NAMESPACES;
+use crate::sim::Dma as _;
 use crate::sim::nvme::{Found, Settings, Shape};
 use crate::units::Block;
 use crate::wire::nvme::Unsupported;
@@ -285,6 +286,28 @@ fn a_controller_that_never_answers_is_restarted_so_often_and_no_more() {
     }
     assert_eq!((given_back, rig.nvme.counters().resets), (6, 6));
     assert_eq!(rig.nvme.status(), Status::Failed(DeviceError::Timeout));
+}
+
+#[test]
+fn a_flood_of_completions_does_not_put_off_the_end_of_its_coming_up() {
+    let mut rig = Rig::found(Settings::new(0));
+    rig.run_while(|rig| !matches!(rig.nvme.state, State::SettingUp { .. }));
+    // From here on the controller says one thing only, and again as soon as that was read.
+    let queue = rig.nvme.admin.completions();
+    for place in 0_u64.. {
+        if rig.nvme.counters().resets > 0 {
+            break;
+        }
+        let entries = u64::from(setup::ADMIN_ENTRIES);
+        let phase = u8::from((place / entries).is_multiple_of(2));
+        let entry = queue.offset(place % entries * 16 + 12);
+        rig.machine.frames.write(entry, &[0xfe, 0xff, phase, 0]).unwrap();
+        rig.machine.now = rig.machine.now + Duration::from_millis(1);
+        let now = rig.machine.now;
+        assert!(rig.nvme.turn(&mut rig.machine, now, &mut heapless::Vec::<_, 5>::new()));
+        assert!(place < 31_000, "it waits for ever");
+    }
+    assert!(rig.nvme.counters().strays > 29_000);
 }
 
 #[test]
