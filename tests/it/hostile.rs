@@ -134,9 +134,9 @@ fn rings_that_want_more_than_a_controller_holds_have_equal_shares() {
     for seed in 0..10 {
         let mut world = world(seed);
         add_nvme(&world, seed + 100);
-        let disks = [(5, "nvme0n1"), (6, "nvme0n1"), (7, "nvme1n1"), (8, "nvme1n1")];
-        let rogues = disks.map(|(guest, target)| connected(&world, guest, target));
-        for rogue in rogues {
+        let other = connected(&world, 5, "/dev/nvme1n1");
+        let rogues = [6, 7, 8].map(|guest| connected(&world, guest, "/dev/nvme0n1"));
+        for rogue in rogues.into_iter().chain([other]) {
             rogue.later(&world, CONNECTED, |rogue, state| ask_for_much(rogue, &mut state.machine));
         }
         // How many answers each has when one of them has all.
