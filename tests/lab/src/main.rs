@@ -93,10 +93,18 @@ impl From<Xenstore> for Daemon {
     }
 }
 
+/// What a shell reports for a program that Ctrl-C ended: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(arguments.command, &Progress::new()) {
         Ok(code) => code,
+        // Whatever failed, failed because of it.
+        Err(_) if interrupt::check().is_err() => {
+            eprintln!("interrupted");
+            ExitCode::from(INTERRUPTED)
+        }
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

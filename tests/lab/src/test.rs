@@ -74,6 +74,8 @@ fn host_tests(progress: &Progress, filter: &str, tally: &Mutex<Tally>) -> Result
         let mut cargo = Command::new("cargo");
         cargo.args(["test", "--no-fail-fast"]).args(package).args(["--", filter]);
         let output = cargo.current_dir(paths::workspace()).output()?;
+        // Ctrl-C reaches cargo too: what it leaves undone is no failed test.
+        interrupt::check()?;
         let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         let (passed, mut failed) = host_results(&said);
         if !output.status.success() {

@@ -1,6 +1,7 @@
 //! The emulated hardware: QEMU's command line and the life of its process.
 
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -32,6 +33,8 @@ impl Qemu {
         fs::write(run.folder().join("qemu.command"), process::line(&command) + "\n")?;
         let log = File::create(run.qemu_log())?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // Out of the terminal's reach: Ctrl-C is the lab's to handle, which ends the machine on its way out.
+        command.process_group(0);
         let child = command.spawn().context("cannot start QEMU")?;
         Ok(Self { child: Mutex::new(child) })
     }
