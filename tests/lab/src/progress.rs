@@ -32,12 +32,7 @@ impl Progress {
 
     /// Prints a line that stays.
     pub(crate) fn say(&self, line: &str) {
-        if self.terminal {
-            // Only a closed terminal makes this fail: there is nobody to tell.
-            drop(self.bars.println(line));
-        } else {
-            println!("{line}");
-        }
+        self.bars.suspend(|| println!("{line}"));
     }
 }
 
