@@ -14,6 +14,8 @@ use crate::{image, report, setup};
 
 /// MiB each guest writes and reads back.
 const SIZE: u32 = 64;
+/// How often the guests' work, the longest step, is said to go on.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// Runs it and prints the table.
 ///
@@ -77,7 +79,7 @@ fn act(machine: &Machine, step: &Step) -> Result<Shown> {
         guests.push((guest, target));
     }
     step.now(&format!("both guests write {SIZE} MiB in requests of 512 bytes to 256 KiB, and verify it"));
-    let outcomes = verify(&guests)?;
+    let outcomes = verify(&guests, step)?;
     step.now("detaching");
     let mut rows = Vec::new();
     for ((guest, target), outcome) in guests.iter().zip(outcomes) {
@@ -88,10 +90,19 @@ fn act(machine: &Machine, step: &Step) -> Result<Shown> {
     Ok(Shown { rows, memory, ready, ready_after })
 }
 
-fn verify(guests: &[(Linux, String)]) -> Result<Vec<Outcome>> {
+fn verify(guests: &[(Linux, String)], step: &Step) -> Result<Vec<Outcome>> {
     thread::scope(|scope| {
         let jobs: Vec<_> =
             guests.iter().map(|(guest, _)| scope.spawn(|| fio::verify(guest, "xvdb", 16, SIZE))).collect();
+        let start = Instant::now();
+        let mut next = REPORT_EVERY;
+        while !jobs.iter().all(|job| job.is_finished()) {
+            thread::sleep(Duration::from_millis(100));
+            if start.elapsed() >= next {
+                step.now(&format!("both guests write and verify {SIZE} MiB: {} s so far", next.as_secs()));
+                next += REPORT_EVERY;
+            }
+        }
         jobs.into_iter().map(|job| job.join().map_err(|_| anyhow!("a thread panicked"))?).collect()
     })
 }
