@@ -43,15 +43,11 @@ impl<'m> Platter<'m> {
     /// # Errors
     /// There is no image, or `xl` refuses it.
     pub(crate) fn create(machine: &'m Machine, settings: Settings) -> Result<Self> {
-        for file in ["platter", "platter.cfg"] {
-            let from = paths::image().join(file);
-            fs::copy(&from, machine.run().share().join(file))
-                .with_context(|| format!("no {}: `cargo lab image` makes it", from.display()))?;
-        }
+        share_image(machine)?;
         let pci: Vec<String> =
             settings.controllers.iter().map(|controller| format!("\"{}\"", controller.pci())).collect();
         machine.dom0(&format!(
-            "xl create /share/platter.cfg 'kernel=\"/share/platter\"' 'pci=[{}]' 'extra=\"{}\"' 'on_crash=\"{}\"'",
+            "xl create /share/platter.cfg 'pci=[{}]' 'extra=\"{}\"' 'on_crash=\"{}\"'",
             pci.join(","),
             settings.options,
             settings.on_crash
@@ -112,5 +108,35 @@ impl<'m> Platter<'m> {
     /// Whether the domain still runs.
     pub(crate) fn exists(&self) -> Result<bool> {
         Ok(self.machine.dom0_answer(&format!("xl domname {}", self.id), super::COMMAND_LIMIT)?.code == 0)
+    }
+}
+
+/// Copies the image and its configuration to where dom0 sees them.
+fn share_image(machine: &Machine) -> Result<()> {
+    let (image, share) = (paths::image(), machine.run().share());
+    let missing = || format!("no image in {}: `cargo lab image` makes it", image.display());
+    fs::copy(image.join("platter"), share.join("platter")).with_context(missing)?;
+    let configuration = fs::read_to_string(image.join("platter.cfg")).with_context(missing)?;
+    fs::write(share.join("platter.cfg"), with_kernel(&configuration, "/share/platter"))?;
+    Ok(())
+}
+
+/// An xl configuration with another kernel.
+fn with_kernel(configuration: &str, kernel: &str) -> String {
+    let edit = |line: &str| match line.split_once('=') {
+        Some((key, _)) if key.trim() == "kernel" => format!("kernel = \"{kernel}\"\n"),
+        _ => format!("{line}\n"),
+    };
+    configuration.lines().map(edit).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_kernel_changes() {
+        let before = "# kernel = here\nkernel = \"/a/b\"\nextra = \"kernel=c\"\n";
+        assert_eq!(with_kernel(before, "/d"), "# kernel = here\nkernel = \"/d\"\nextra = \"kernel=c\"\n");
     }
 }
