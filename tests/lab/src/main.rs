@@ -67,7 +67,9 @@ enum Action {
     },
     /// Work at dom0's console with platter running.
     ///
-    /// Two namespaces are ready to be attached, and Linux guests boot with `xl create`. Ctrl-] ends the machine.
+    /// Two namespaces are ready to be attached, and two Linux guests to boot: `xl create /share/alice.cfg` and
+    /// `bob.cfg`, with a shell on their consoles. Ctrl-\ ends the machine; Ctrl-] leaves `xl console`. Needs a
+    /// terminal.
     Shell {
         /// Which xenstore daemon dom0 runs.
         #[arg(long, value_enum, default_value = "oxenstored")]

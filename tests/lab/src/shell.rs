@@ -6,22 +6,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
-use crate::image;
-use crate::machine::{Controller, Daemon, Machine, Platter, Settings, Spec};
+use crate::machine::{self, Controller, Daemon, Machine, NAME, Platter, Settings, Spec};
 use crate::progress::Progress;
-use crate::setup;
+use crate::{image, interrupt, setup};
 
-/// Ctrl-], as in telnet and `xl console`.
-const LEAVE: u8 = 0x1d;
+/// Ctrl-\: Ctrl-] is `xl console`'s, which runs inside.
+const LEAVE: u8 = 0x1c;
+/// Guests that are ready to be created.
+const GUESTS: [&str; 2] = ["alice", "bob"];
 
 /// Sets everything up, boots the machine with platter, and joins the terminal to dom0's console.
 ///
 /// # Errors
-/// Something does not come up.
+/// There is no terminal, or something does not come up.
 pub(crate) fn run(progress: &Progress, daemon: Daemon) -> Result<()> {
+    if !io::stdin().is_terminal() {
+        bail!("the shell needs a terminal: its standard input is none");
+    }
     setup::ensure(progress)?;
     image::build(progress)?;
     let step = progress.task("shell");
@@ -31,10 +35,25 @@ pub(crate) fn run(progress: &Progress, daemon: Daemon) -> Result<()> {
     step.now("starting platter");
     let platter = Platter::create(&machine, Settings::usual())?;
     platter.wait_ready().map_err(|error| machine.explain(error))?;
-    step.say(&format!("logs: {}", machine.run().folder().display()));
-    step.say("dom0's console; platter's is in /var/log/xen/guest-platter.log; Ctrl-] ends the machine");
+    for guest in GUESTS {
+        machine::offer_guest(&machine, guest)?;
+    }
     drop(step);
+    greet(&machine);
     talk(&machine)
+}
+
+fn greet(machine: &Machine) {
+    println!("\nThis is dom0's console. Ctrl-\\ ends the machine; Ctrl-] leaves `xl console`.");
+    println!("platter runs: `xl console {NAME}`, and /var/log/xen/guest-{NAME}.log has all it said.");
+    println!("Two Linux guests are ready to boot, and a disk for each:\n");
+    for (guest, namespace) in GUESTS.iter().zip(1..) {
+        let target = machine.disk(&Controller::PLATTER, namespace).target();
+        println!("  xl create /share/{guest}.cfg");
+        println!("  {}", machine::attach_command(guest, "xvdb", NAME, &target));
+        println!("  xl console {guest}\n");
+    }
+    println!("logs: {}\n", machine.run().folder().display());
 }
 
 fn talk(machine: &Machine) -> Result<()> {
@@ -51,6 +70,7 @@ fn talk(machine: &Machine) -> Result<()> {
     console.write_all(b"\r")?;
     let mut buffer = [0_u8; 4096];
     while !left.load(Ordering::Relaxed) {
+        interrupt::check()?;
         match console.read(&mut buffer) {
             Ok(0) => break,
             Ok(count) => {
@@ -75,26 +95,21 @@ fn forward_keys(mut console: UnixStream) {
 }
 
 /// The terminal without echo, lines and signals; as it was again on drop.
-struct RawTerminal(Option<Termios>);
+struct RawTerminal(Termios);
 
 impl RawTerminal {
     fn enter() -> Result<Self> {
-        if !io::stdin().is_terminal() {
-            return Ok(Self(None));
-        }
         let before = tcgetattr(io::stdin())?;
         let mut raw = before.clone();
         raw.make_raw();
         tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
-        Ok(Self(Some(before)))
+        Ok(Self(before))
     }
 }
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            // Nothing more can be done for a terminal that refuses.
-            let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
-        }
+        // Nothing more can be done for a terminal that refuses.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
     }
 }

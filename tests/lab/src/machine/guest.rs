@@ -13,6 +13,9 @@ use super::{BLOCK_SIZE, COMMAND_LIMIT, Controller, Machine};
 /// Emulated Linux takes 5 to 20 s to boot when it is alone.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
+/// What makes a domain a guest.
+const GUEST: &str = "memory=192\nramdisk=\"/lab/guest.cpio\"\n";
+
 /// A Linux domain whose agent listens on its console.
 pub(crate) struct Linux<'m> {
     machine: &'m Machine,
@@ -27,8 +30,7 @@ impl<'m> Linux<'m> {
     /// # Errors
     /// It cannot be created, or its agent does not answer.
     pub(crate) fn guest(machine: &'m Machine, name: &str) -> Result<Self> {
-        let config = "memory=192\nramdisk=\"/lab/guest.cpio\"\n";
-        Self::boot(machine, name, config)
+        Self::boot(machine, name, GUEST)
     }
 
     /// Boots a Linux storage driver domain (xen-blkback, `xl devd`) that owns `controller`.
@@ -42,12 +44,7 @@ impl<'m> Linux<'m> {
     }
 
     fn boot(machine: &'m Machine, name: &str, config: &str) -> Result<Self> {
-        let common =
-            "type=\"pv\"\nkernel=\"/lab/vmlinux\"\nvcpus=1\nextra=\"console=hvc0\"\non_crash=\"preserve\"\n";
-        fs::write(
-            machine.run().share().join(format!("{name}.cfg")),
-            format!("name=\"{name}\"\n{common}{config}"),
-        )?;
+        configure(machine, name, "console=hvc0", config)?;
         let from = machine.said(name).len();
         machine.dom0(&format!("xl create /share/{name}.cfg"))?;
         let terminal =
@@ -139,6 +136,18 @@ impl<'m> Linux<'m> {
     pub(crate) fn id(&self) -> Result<u32> {
         self.machine.dom0(&format!("xl domid {}", self.name))?.parse().context("xl domid printed no number")
     }
+}
+
+/// Makes `/share/NAME.cfg`, an xl configuration of a guest with a shell on its console instead of the agent.
+pub(crate) fn offer_guest(machine: &Machine, name: &str) -> Result<()> {
+    configure(machine, name, &format!("console=hvc0 hostname={name} shell"), GUEST)
+}
+
+fn configure(machine: &Machine, name: &str, kernel_options: &str, config: &str) -> Result<()> {
+    let common = "type=\"pv\"\nkernel=\"/lab/vmlinux\"\nvcpus=1\non_crash=\"preserve\"\n";
+    let path = machine.run().share().join(format!("{name}.cfg"));
+    fs::write(path, format!("name=\"{name}\"\n{common}extra=\"{kernel_options}\"\n{config}"))?;
+    Ok(())
 }
 
 /// The line a user types to attach a disk.

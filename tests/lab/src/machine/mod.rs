@@ -21,7 +21,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 pub(crate) use self::agent::{Answer, poll};
 pub(crate) use self::disk::{BLOCK_SIZE, DISK_SIZE, Disk, fill};
-pub(crate) use self::guest::Linux;
+pub(crate) use self::guest::{Linux, attach_command, offer_guest};
 pub(crate) use self::platter::{NAME, Platter, Settings};
 pub(crate) use self::run::Run;
 
