@@ -24,7 +24,7 @@ struct WatchdogOp {
 /// One watchdog timer.
 #[derive(Default)]
 pub(super) struct Watchdog {
-    /// Xen's number for it, once it has one.
+    /// Xen's number for it while it is set, else 0.
     id: u32,
     /// When it was last set, while it is.
     armed: Option<Instant>,
@@ -69,12 +69,13 @@ impl Watchdog {
     fn set(&mut self, timeout: u32) {
         let mut watchdog = WatchdogOp { id: self.id, timeout };
         // SAFETY: the structure is SCHEDOP_watchdog's.
-        let id = unsafe { op(Nr::SchedOp, SCHEDOP_WATCHDOG, &mut watchdog, "SCHEDOP_watchdog") };
-        // Id 0 asks for a new timer, and the answer is its number; else the answer is 0.
-        if self.id == 0
-            && let Ok(id) = id
-        {
-            self.id = u32::try_from(id).unwrap_or(0);
+        let done = unsafe { op(Nr::SchedOp, SCHEDOP_WATCHDOG, &mut watchdog, "SCHEDOP_watchdog") };
+        let answer = done.expect("a domain has two watchdog timers, and this is its only user");
+        // A timer that is taken off is given up, and 0 asks for a new one: its number is the answer.
+        if timeout == 0 {
+            self.id = 0;
+        } else if self.id == 0 {
+            self.id = u32::try_from(answer).unwrap_or(0);
         }
     }
 }

@@ -104,7 +104,7 @@ pub(crate) const BOOTS: &[Boot] = &[
     },
     Boot {
         name: "wedged",
-        lane: Lane::Long,
+        lane: Lane::Short,
         daemon: Daemon::Oxenstored,
         xen_options: "",
         stories: stories![trouble::a_loop_that_does_not_turn_is_ended],

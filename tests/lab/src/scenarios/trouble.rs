@@ -1,5 +1,6 @@
 //! What goes wrong around platter: a console nobody reads, interrupts that cannot be had, a loop that hangs.
 
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -53,17 +54,22 @@ pub(super) fn without_an_interrupt_it_polls(world: &World) -> Result<()> {
 /// A loop that does not turn any more is ended by Xen's watchdog, and `on_watchdog` is obeyed. The loop is held up by
 /// pausing the domain in the middle of I/O: it does not turn then either.
 pub(super) fn a_loop_that_does_not_turn_is_ended(world: &World) -> Result<()> {
+    const A_WHILE: Duration = Duration::from_secs(100);
     let (platter, alice) = (world.platter()?, world.alice()?);
     alice.attach("xvdb", NAME, "/dev/nvme0n1")?;
-    alice.run(
-        "(while dd if=/dev/xvdb of=/dev/null bs=64k count=64 iflag=direct; do :; done) >/dev/null 2>&1 &",
-    )?;
-    world.step("xl pause platter, while alice reads");
-    world.machine().dom0(&format!("xl pause {NAME}"))?;
-    world.step("Xen ends it, and a new domain takes its place");
-    let next = poll("a new domain", Duration::from_secs(120), || {
-        let id = world.machine().dom0_answer(&format!("xl domid {NAME}"), A_MOMENT)?;
-        Ok(id.text.parse::<u32>().ok().filter(|next| id.code == 0 && *next != platter.id()))
-    })?;
-    world.adopt(next).wait_ready()
+    let before = platter.cpu_time()?;
+    thread::scope(|scope| {
+        // It never ends: the disk stops answering under it.
+        scope.spawn(|| alice.answer("dd if=/dev/xvdb of=/dev/null bs=64k iflag=direct", A_WHILE));
+        world.step("alice reads");
+        poll("platter at work", A_MOMENT, || Ok((platter.cpu_time()? > before + 100_000_000).then_some(())))?;
+        world.step("xl pause platter");
+        world.machine().dom0(&format!("xl pause {NAME}"))?;
+        world.step("Xen ends it, and a new domain takes its place");
+        let next = poll("a new domain", A_WHILE, || {
+            let id = world.machine().dom0_answer(&format!("xl domid {NAME}"), A_MOMENT)?;
+            Ok(id.text.parse::<u32>().ok().filter(|next| id.code == 0 && *next != platter.id()))
+        })?;
+        world.adopt(next).wait_ready()
+    })
 }
