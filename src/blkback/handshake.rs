@@ -53,6 +53,11 @@ impl DeviceId {
         xenbus::path(format_args!("error/backend/vbd/{self}"))
     }
 
+    /// Where all such reasons about this guest's devices are.
+    pub(crate) fn guest_errors(self) -> Path {
+        xenbus::path(format_args!("error/backend/vbd/{}", self.guest))
+    }
+
     /// The frontend's directory. It is worked out: the node that names it is not to be trusted.
     pub(super) fn frontend(self) -> Path {
         xenbus::path(format_args!("/local/domain/{}/device/vbd/{}", self.guest, self.device))

@@ -5,36 +5,34 @@
 use heapless::Vec;
 
 use crate::limits;
-use crate::units::DomId;
-use crate::wire::xenbus::{self, Job};
+use crate::wire::xenbus::{Job, Path};
 
-/// Whose they are.
+/// Where they are.
 pub(super) struct Errors {
-    /// The guests with error nodes, the latest last.
-    guests: Vec<DomId, { limits::ERRORS }>,
-    /// The guest whose nodes are to go.
-    old: Option<DomId>,
+    /// The directories with a guest's error nodes, the latest last.
+    directories: Vec<Path, { limits::ERRORS }>,
+    /// The directory that is to go.
+    old: Option<Path>,
 }
 
 impl Errors {
     pub(super) const fn new() -> Self {
-        Self { guests: Vec::new(), old: None }
+        Self { directories: Vec::new(), old: None }
     }
 
-    /// A device of this guest leaves a reason.
-    pub(super) fn note(&mut self, guest: DomId) {
-        self.guests.retain(|known| *known != guest);
-        if self.guests.is_full() {
-            self.old = Some(self.guests.remove(0));
+    /// A device leaves a reason below this directory, which is its guest's.
+    pub(super) fn note(&mut self, directory: Path) {
+        self.directories.retain(|known| *known != directory);
+        if self.directories.is_full() {
+            self.old = Some(self.directories.remove(0));
         }
         // There is room.
-        let _ = self.guests.push(guest);
+        let _ = self.directories.push(directory);
     }
 
     /// The removal that is due, if any, once.
     pub(super) fn next_job(&mut self) -> Option<Job> {
-        let guest = self.old.take()?;
-        Some(Job::new(&xenbus::path(format_args!("error/backend/vbd/{guest}"))).remove(""))
+        Some(Job::new(&self.old.take()?).remove(""))
     }
 }
 
@@ -42,16 +40,17 @@ impl Errors {
 mod tests {
     use super::Errors;
     use crate::limits;
-    use crate::units::DomId;
+    use crate::wire::xenbus;
 
     #[test]
     fn the_errors_of_the_last_guests_are_kept() {
         let mut errors = Errors::new();
-        for guest in (1..).take(limits::ERRORS).chain([1]) {
-            errors.note(DomId(guest));
+        let directory = |guest: usize| xenbus::path(format_args!("error/backend/vbd/{guest}"));
+        for guest in (1..=limits::ERRORS).chain([1]) {
+            errors.note(directory(guest));
             assert_eq!(errors.next_job(), None);
         }
-        errors.note(DomId(100));
+        errors.note(directory(100));
         assert_eq!(errors.next_job().expect("one is too many").base, "error/backend/vbd/2");
         assert_eq!(errors.next_job(), None, "asked for once");
     }

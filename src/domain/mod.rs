@@ -2,12 +2,13 @@
 //! devices, which do not know each other. One [`Domain::turn`] does all that can be done now and
 //! says whether to turn again, sleep, or end.
 //!
-//! `home` holds the conversation about the domain itself, `scan` finds devices in xenstore, `errors`
-//! bounds what they leave there, `io` carries requests between rings and disks, `ports` knows whose
+//! `home` holds the conversation about the domain itself, `scan` finds devices in xenstore, `foreign`
+//! refuses those of other kinds, `errors` bounds what they leave there, `io` carries requests between rings and disks, `ports` knows whose
 //! an event channel is, `farewell` ends it.
 
 mod errors;
 mod farewell;
+mod foreign;
 mod home;
 mod io;
 mod ports;
@@ -17,6 +18,7 @@ use heapless::Vec;
 
 use self::errors::Errors;
 use self::farewell::Farewell;
+use self::foreign::Foreign;
 use self::home::{Home, Request};
 use self::io::{Disks, Io, Vbds};
 use self::ports::{Owner, PortTable};
@@ -89,6 +91,7 @@ enum Speaker {
     Home,
     Pci,
     Scan,
+    Foreign,
     Errors,
     Vbd(usize),
 }
@@ -110,6 +113,8 @@ pub struct Domain<'a> {
     home: Home,
     pci: Pci,
     scan: Scan,
+    /// The device of another kind that is being refused.
+    foreign: Option<Foreign>,
     errors: Errors,
     start: Start,
     started: Instant,
@@ -131,6 +136,7 @@ impl<'a> Domain<'a> {
             home: Home::new(),
             pci: Pci::new(),
             scan: Scan::new(),
+            foreign: None,
             errors: Errors::new(),
             start: Start::Devices,
             started,
@@ -202,6 +208,10 @@ impl<'a> Domain<'a> {
         if self.start == Start::Devices {
             return None;
         }
+        // Before the next walk, which would find the next one.
+        if let Some(foreign) = &self.foreign {
+            return Some((Speaker::Foreign, foreign.job()));
+        }
         if let Some(job) = self.scan.next_job() {
             return Some((Speaker::Scan, job));
         }
@@ -215,7 +225,7 @@ impl<'a> Domain<'a> {
             {
                 self.cursor = index + 1;
                 if vbd.is_complaining() {
-                    self.errors.note(vbd.id().guest);
+                    self.errors.note(vbd.id().guest_errors());
                 }
                 return Some((Speaker::Vbd(index), job));
             }
@@ -254,6 +264,12 @@ impl<'a> Domain<'a> {
                     self.take_scan();
                 }
             }
+            Some(Speaker::Foreign) => {
+                self.foreign = self.foreign.take().and_then(|foreign| foreign.job_done(result));
+                if let Some(foreign) = &self.foreign {
+                    self.errors.note(foreign.errors());
+                }
+            }
             Some(Speaker::Vbd(index)) => {
                 let Tables { vbds, volumes, .. } = &mut *self.tables;
                 if let Some(vbd) = &mut vbds[index] {
@@ -268,6 +284,7 @@ impl<'a> Domain<'a> {
 
     /// Compares what xenstore holds with the devices we know.
     fn take_scan(&mut self) {
+        self.foreign = self.scan.take_foreign();
         for vbd in self.tables.vbds.iter_mut().flatten() {
             if !self.scan.found().any(|id| id == vbd.id()) {
                 vbd.notice();

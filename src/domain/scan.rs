@@ -1,42 +1,63 @@
-//! Finds our devices in xenstore: `backend/vbd/<frontend>/<device>` below our home. The
+//! Finds our devices in xenstore: `backend/<kind>/<frontend>/<device>` below our home. The
 //! directories come and go as the toolstack likes, parents included, so each notice walks the
 //! whole tree and the result is compared with what is known.
 
 use heapless::Vec;
 
+use super::foreign::Foreign;
 use crate::blkback::DeviceId;
 use crate::limits;
 use crate::units::DomId;
-use crate::wire::xenbus::{self, Answer, Job};
+use crate::wire::xenbus::{self, Answer, Job, Node, Path, StoreError};
 
 /// The token of the watch on `backend`.
 pub(super) const TOKEN: &str = "backend";
+
+/// The kind of device that is served.
+const SERVED: &str = "vbd";
 
 /// Devices and frontends that one walk takes in: all that can be served, and as many again to be
 /// refused.
 const FOUND: usize = 2 * limits::VBDS;
 
+/// Kinds of devices that one walk takes in; libxl 4.20 knows some fifteen.
+const KINDS: usize = 16;
+
+/// A directory to be listed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum State {
-    Idle,
-    Frontends,
-    /// Listing the devices of the frontend at this place.
-    Devices(usize),
+enum Place {
+    /// The kinds of devices.
+    Top,
+    /// The frontends with devices of the kind at this place.
+    Kind(usize),
+    /// The devices of that kind of this frontend.
+    Frontend(usize, DomId),
 }
 
 /// The walk.
 pub(super) struct Scan {
     /// Something changed since the walk began.
     noticed: bool,
-    asked: bool,
-    state: State,
-    frontends: Vec<DomId, FOUND>,
+    /// The directory that is being listed.
+    asked: Option<Place>,
+    /// Directories still to be listed, the next one last.
+    places: Vec<Place, { FOUND + KINDS }>,
+    kinds: Vec<Node, KINDS>,
     found: Vec<DeviceId, FOUND>,
+    /// A device that is not for us, to be refused; the rest is found when it has gone.
+    foreign: Option<Foreign>,
 }
 
 impl Scan {
     pub(super) const fn new() -> Self {
-        Self { noticed: false, asked: false, state: State::Idle, frontends: Vec::new(), found: Vec::new() }
+        Self {
+            noticed: false,
+            asked: None,
+            places: Vec::new(),
+            kinds: Vec::new(),
+            found: Vec::new(),
+            foreign: None,
+        }
     }
 
     /// The tree may have changed.
@@ -45,60 +66,73 @@ impl Scan {
     }
 
     pub(super) fn next_job(&mut self) -> Option<Job> {
-        if self.asked {
+        if self.asked.is_some() {
             return None;
         }
-        if self.state == State::Idle && self.noticed {
+        if self.places.is_empty() && self.noticed {
             self.noticed = false;
-            self.frontends.clear();
+            self.kinds.clear();
             self.found.clear();
-            self.state = State::Frontends;
+            self.places.push(Place::Top).expect("the list is empty");
         }
-        let path = match self.state {
-            State::Idle => return None,
-            State::Frontends => xenbus::path(format_args!("backend/vbd")),
-            State::Devices(index) => xenbus::path(format_args!("backend/vbd/{}", self.frontends[index])),
-        };
-        self.asked = true;
-        Some(Job::new(&path).list(""))
+        let place = self.places.pop()?;
+        self.asked = Some(place);
+        Some(Job::new(&self.path(place)).list(""))
     }
 
     /// What a listing brought. A directory that is not there has no names.
     pub(super) fn job_done<'n>(&mut self, answers: &[Answer], names: impl Iterator<Item = &'n str>) {
-        self.asked = false;
+        let Some(place) = self.asked.take() else { return };
         if let Some(Err(error)) = answers.first()
-            && *error != xenbus::StoreError::NotFound
+            && *error != StoreError::NotFound
         {
-            log::warn!("xenstore: cannot list devices: {error:?}");
+            log::warn!("xenstore: cannot list {}: {error:?}", self.path(place));
         }
-        match self.state {
-            State::Idle => {}
-            State::Frontends => {
-                self.frontends.extend(names.filter_map(xenbus::number).map(DomId).take(FOUND));
-                self.state = self.devices_from(0);
+        match place {
+            Place::Top => {
+                self.kinds.extend(names.filter_map(|name| Node::try_from(name).ok()).take(KINDS));
+                self.places.extend((0..self.kinds.len()).map(Place::Kind));
             }
-            State::Devices(index) => {
-                let guest = self.frontends[index];
-                let room = FOUND - self.found.len();
-                let devices = names.filter_map(xenbus::number).map(|device| DeviceId { guest, device });
-                self.found.extend(devices.take(room));
-                self.state = self.devices_from(index + 1);
+            Place::Kind(kind) => {
+                let room = self.places.capacity() - self.places.len();
+                let frontends = names.filter_map(xenbus::number).map(DomId);
+                self.places.extend(frontends.map(|guest| Place::Frontend(kind, guest)).take(room));
+            }
+            Place::Frontend(kind, guest) => {
+                let mut devices = names.filter_map(xenbus::number).map(|device| DeviceId { guest, device });
+                if self.kinds[kind] == SERVED {
+                    let room = FOUND - self.found.len();
+                    self.found.extend(devices.take(room));
+                } else if let Some(id) = devices.next() {
+                    self.foreign.get_or_insert_with(|| Foreign::new(self.kinds[kind].clone(), id));
+                }
             }
         }
     }
 
-    fn devices_from(&self, index: usize) -> State {
-        if index < self.frontends.len() { State::Devices(index) } else { State::Idle }
+    fn path(&self, place: Place) -> Path {
+        match place {
+            Place::Top => xenbus::path(format_args!("backend")),
+            Place::Kind(kind) => xenbus::path(format_args!("backend/{}", self.kinds[kind])),
+            Place::Frontend(kind, guest) => {
+                xenbus::path(format_args!("backend/{}/{guest}", self.kinds[kind]))
+            }
+        }
     }
 
     /// Whether the walk has just ended.
     pub(super) fn complete(&self) -> bool {
-        self.state == State::Idle && !self.asked
+        self.places.is_empty() && self.asked.is_none()
     }
 
     /// What the last complete walk found.
     pub(super) fn found(&self) -> impl Iterator<Item = DeviceId> {
         self.found.iter().copied()
+    }
+
+    /// The device to be refused, once.
+    pub(super) fn take_foreign(&mut self) -> Option<Foreign> {
+        self.foreign.take()
     }
 }
 
@@ -106,22 +140,57 @@ impl Scan {
 mod tests {
     use super::Scan;
 
+    /// Answers the listing of `path` with `names`.
+    fn listed(scan: &mut Scan, path: &str, names: &[&str]) {
+        assert_eq!(scan.next_job().expect("there is more to list").base, path);
+        assert!(scan.next_job().is_none(), "one job at a time");
+        scan.job_done(&[], names.iter().copied());
+    }
+
     #[test]
     fn walks_the_whole_tree() {
         let mut scan = Scan::new();
         assert!(scan.next_job().is_none());
         scan.notice();
-        assert_eq!(scan.next_job().unwrap().base, "backend/vbd");
-        assert!(scan.next_job().is_none(), "one job at a time");
-        scan.job_done(&[], ["5", "junk", "7"].into_iter());
-        assert_eq!(scan.next_job().unwrap().base, "backend/vbd/5");
+        listed(&mut scan, "backend", &["vbd"]);
+        listed(&mut scan, "backend/vbd", &["5", "junk", "7"]);
+        listed(&mut scan, "backend/vbd/7", &["51712"]);
         scan.notice();
-        scan.job_done(&[], ["51712", "51728"].into_iter());
         assert!(!scan.complete());
-        assert_eq!(scan.next_job().unwrap().base, "backend/vbd/7");
-        scan.job_done(&[], ["51712"].into_iter());
+        listed(&mut scan, "backend/vbd/5", &["51712", "51728"]);
         assert!(scan.complete());
         assert_eq!(scan.found().count(), 3);
+        assert_eq!(scan.take_foreign(), None);
         assert!(scan.next_job().is_some(), "noticed during the walk");
+    }
+
+    #[test]
+    fn devices_of_other_kinds_are_not_ours() {
+        let mut scan = Scan::new();
+        scan.notice();
+        listed(&mut scan, "backend", &["qdisk", "vbd", "a-name-that-is-longer-than-any-kind-of-device"]);
+        listed(&mut scan, "backend/vbd", &[]);
+        listed(&mut scan, "backend/qdisk", &["5"]);
+        listed(&mut scan, "backend/qdisk/5", &["51728", "51744"]);
+        assert!(scan.complete());
+        assert_eq!(scan.found().count(), 0);
+        let foreign = scan.take_foreign().expect("it is to be refused");
+        assert_eq!(foreign.job().base, "backend/qdisk/5/51728");
+        assert_eq!(scan.take_foreign(), None);
+    }
+
+    #[test]
+    fn a_crowd_is_cut() {
+        let mut scan = Scan::new();
+        scan.notice();
+        let kinds: Vec<String> = (0..40).map(|n| format!("kind{n}")).collect();
+        listed(&mut scan, "backend", &kinds.iter().map(String::as_str).collect::<Vec<_>>());
+        let many: Vec<String> = (0..5000).map(|n| n.to_string()).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        while let Some(job) = scan.next_job() {
+            assert!(job.base.len() < 40);
+            scan.job_done(&[], many.iter().copied());
+        }
+        assert!(scan.complete());
     }
 }

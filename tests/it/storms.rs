@@ -6,8 +6,10 @@ use core::time::Duration;
 use platter::domain::End;
 use platter::limits;
 use platter::sim::frontend::{Stage, back_path, front_path};
+use platter::sim::machine::DRIVER;
 use platter::sim::requests::Load;
 use platter::sim::toolstack::Outcome;
+use platter::sim::tree::Perms;
 use platter::sim::world::World;
 use platter::units::DomId;
 
@@ -52,7 +54,7 @@ fn two_guests_read_and_write_at_once_and_detach() {
             assert_outcome(&world, job, Outcome::Done);
             assert_let_go(&world, guest);
         }
-        assert_eq!(world.state().machine.ports.count(platter::sim::machine::DRIVER), 3, "store, PCI, NVMe");
+        assert_eq!(world.state().machine.ports.count(DRIVER), 3, "store, PCI, NVMe");
     }
 }
 
@@ -91,6 +93,34 @@ fn a_refused_attach_fails_at_once_and_says_why() {
         let state = world.state();
         let reason = state.machine.tree.text(&format!("/local/domain/3/error/backend/vbd/5/{DEV}/error"));
         assert!(reason.is_some_and(|reason| reason.contains("nvme7n1")), "{reason:?}");
+    }
+}
+
+/// `format=qcow2` makes libxl write the device to `backend/qdisk`, and not even wait for anybody.
+#[test]
+fn devices_for_other_backends_are_refused_at_once() {
+    for seed in 0..10 {
+        let mut world = world(seed);
+        let home = |node: &str| format!("/local/domain/3/{node}");
+        let devices = ["qdisk/5/51728", "qdisk/5/51744", "vif/6/0"];
+        for device in devices {
+            let mut state = world.state();
+            let directory = home(&format!("backend/{device}"));
+            let guest = if device.starts_with('q') { DomId(5) } else { DomId(6) };
+            state.machine.tree.write_for(&directory, "", Perms { owner: DRIVER, reader: guest });
+            state.machine.tree.write(&format!("{directory}/state"), 1);
+        }
+        let (job, frontend) = attach(&world, 5, "/dev/nvme0n1", Load::new(0, 4000, 50));
+        run(&mut world, |_, _| DONE);
+        let state = world.state();
+        for device in devices {
+            assert!(!state.machine.tree.exists(&home(&format!("backend/{device}"))), "seed {seed}: {device}");
+            let reason = state.machine.tree.text(&home(&format!("error/backend/{device}/error")));
+            assert!(reason.is_some_and(|reason| reason.starts_with("only disks")), "{device}: {reason:?}");
+        }
+        drop(state);
+        assert_outcome(&world, job, Outcome::Done);
+        assert_eq!(answered(&world, frontend), (50, 0), "seed {seed}");
     }
 }
 
