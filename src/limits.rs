@@ -69,6 +69,9 @@ pub const LOG: usize = 8192;
 /// Bytes of a line of the log; what is longer is cut.
 pub const LOG_LINE: usize = 400;
 
+/// Guests whose lines in the log are counted at once: all that can have devices.
+pub const LOG_GUESTS: usize = VBDS;
+
 /// Lines of the log that an epitaph repeats.
 pub const EPITAPH_LINES: usize = 16;
 

@@ -11,6 +11,7 @@ use crate::blkback::connection::Connection;
 use crate::blkback::handshake::{DeviceId, Endpoint, Ours, Theirs, Unserved, Wish};
 use crate::hal::Hal;
 use crate::limits;
+use crate::report::GuestTarget;
 use crate::units::Instant;
 use crate::volume::{NameError, Volume, VolumeName, Volumes};
 use crate::wire::xenbus::{self, Answer, StoreError, XenbusState};
@@ -310,7 +311,7 @@ impl Vbd {
     /// Our directory is gone.
     fn lose(&mut self, why: &str) {
         if self.shown != XenbusState::Unknown {
-            log::info!("{self}: {:?} -> removed: {why}", self.shown);
+            log::info!(target: &GuestTarget::new(self.id.guest), "{self}: {:?} -> removed: {why}", self.shown);
             self.shown = XenbusState::Unknown;
         }
         self.drain(Then::Leave);
@@ -331,7 +332,7 @@ impl Vbd {
 
     /// Our state node is now another.
     fn show(&mut self, to: XenbusState, why: impl fmt::Display) {
-        log::info!("{self}: {:?} -> {to:?}: {why}", self.shown);
+        log::info!(target: &GuestTarget::new(self.id.guest), "{self}: {:?} -> {to:?}: {why}", self.shown);
         self.shown = to;
     }
 
