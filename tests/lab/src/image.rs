@@ -1,4 +1,4 @@
-//! `cargo lab image`: the release image, stripped, with its symbols and its xl configuration beside it.
+//! `cargo lab image`: the release image, stripped, with its symbols, its xl configuration and its systemd unit beside it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,6 +14,9 @@ const FREESTANDING: &str = "x86_64-unknown-none";
 /// What every Rust of this kind of machine can build for.
 const HOSTED: &str = "x86_64-unknown-linux-gnu";
 
+/// The systemd unit that starts it before the guests.
+pub(crate) const UNIT: &str = include_str!("../../../boot/platter.service");
+
 /// A built image.
 pub(crate) struct Image {
     /// The stripped ELF.
@@ -24,7 +27,7 @@ pub(crate) struct Image {
     pub(crate) target: &'static str,
 }
 
-/// Builds the image into `target/image`: `platter`, `platter.sym` with symbols, `platter.cfg`.
+/// Builds the image into `target/image`: `platter`, `platter.sym` with symbols, `platter.cfg`, `platter.service`.
 ///
 /// # Errors
 /// It does not compile, or `strip` is missing.
@@ -75,6 +78,7 @@ fn install(built: &Path, target: &'static str) -> Result<Image> {
     fs::copy(built, folder.join("platter.sym")).with_context(|| format!("no {}", built.display()))?;
     process::output(Command::new("strip").arg("--strip-all").arg("-o").arg(&path).arg(built))?;
     fs::write(folder.join("platter.cfg"), include_str!("../../../boot/platter.cfg"))?;
+    fs::write(folder.join("platter.service"), UNIT)?;
     let size = fs::metadata(&path)?.len();
     Ok(Image { path, size, target })
 }

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::World;
+use crate::image::UNIT;
 use crate::machine::NAME;
 use crate::oracle::Expected;
 
@@ -28,10 +29,23 @@ pub(super) fn boots_and_says_ready(world: &World) -> Result<()> {
     ] {
         platter.wait_line(0, words, A_MOMENT)?;
     }
-    world.step("a boot script reads data/ready");
-    let ready = world.machine().dom0(&format!("xenstore-read /local/domain/{}/data/ready", platter.id()))?;
-    ensure!(ready == "1", "data/ready is {ready:?}");
+    world.step("its systemd unit's wait for data/ready ends");
+    let ready = format!("/local/domain/{}/data/ready", platter.id());
+    ensure!(world.machine().dom0(&format!("xenstore-read {ready}"))? == "1", "data/ready is not 1");
+    world.machine().dom0(&unit_wait()?)?;
+    world.step("and does not end where nobody is ready");
+    world.machine().dom0(&format!("xenstore-write {ready} 0"))?;
+    let early = world.machine().dom0_answer(&unit_wait()?, Duration::from_secs(3))?;
+    world.machine().dom0(&format!("xenstore-write {ready} 1"))?;
+    ensure!(early.code != 0, "the unit does not wait");
     Ok(())
+}
+
+/// The shell script by which the systemd unit waits until platter serves.
+fn unit_wait() -> Result<String> {
+    let line = UNIT.lines().find_map(|line| line.strip_prefix("ExecStartPost=/bin/sh -c '"));
+    let script = line.and_then(|line| line.strip_suffix('\'')).context("the unit does not wait")?;
+    Ok(script.replace("$$", "$"))
 }
 
 /// A volume that does not exist is refused at once, with the reason in the log and in xenstore; the same vdev is then
