@@ -12,14 +12,22 @@ use crate::wire::nvme::command::{COMPLETION_BYTES, ErrorStatus, SUBMISSION_BYTES
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
-const INVALID_OPCODE: ErrorStatus = ErrorStatus { kind: 0, code: 0x01 };
-const INVALID_FIELD: ErrorStatus = ErrorStatus { kind: 0, code: 0x02 };
-const DATA_TRANSFER: ErrorStatus = ErrorStatus { kind: 0, code: 0x04 };
-const INVALID_NAMESPACE: ErrorStatus = ErrorStatus { kind: 0, code: 0x0b };
-const INVALID_PRP_OFFSET: ErrorStatus = ErrorStatus { kind: 0, code: 0x13 };
-const OUT_OF_RANGE: ErrorStatus = ErrorStatus { kind: 0, code: 0x80 };
-const INVALID_QUEUE: ErrorStatus = ErrorStatus { kind: 1, code: 0x01 };
-const UNRECOVERED: ErrorStatus = ErrorStatus { kind: 2, code: 0x81 };
+const fn hopeless(kind: u8, code: u8) -> ErrorStatus {
+    ErrorStatus { kind, code, do_not_retry: true }
+}
+
+const fn passing(kind: u8, code: u8) -> ErrorStatus {
+    ErrorStatus { kind, code, do_not_retry: false }
+}
+
+const INVALID_OPCODE: ErrorStatus = hopeless(0, 0x01);
+const INVALID_FIELD: ErrorStatus = hopeless(0, 0x02);
+const DATA_TRANSFER: ErrorStatus = passing(0, 0x04);
+const INVALID_NAMESPACE: ErrorStatus = hopeless(0, 0x0b);
+const INVALID_PRP_OFFSET: ErrorStatus = hopeless(0, 0x13);
+const OUT_OF_RANGE: ErrorStatus = hopeless(0, 0x80);
+const INVALID_QUEUE: ErrorStatus = hopeless(1, 0x01);
+const UNRECOVERED: ErrorStatus = passing(2, 0x81);
 
 /// A command that was fetched and not completed.
 #[derive(Clone, Debug)]
@@ -55,6 +63,10 @@ impl Command {
             prp2: qw(8),
             dw: [10, 11, 12, 13, 14, 15].map(dw),
         }
+    }
+
+    fn first_block(&self) -> u64 {
+        u64::from(self.dw[1]) << 32 | u64::from(self.dw[0])
     }
 }
 
@@ -94,9 +106,18 @@ impl Controller {
         if command.flags != 0 || command.id == u16::MAX {
             self.violation("submits a fused command, a scatter-gather list or a reserved id");
         }
-        let unanswered = queue != 0 && self.rng.one_in(self.faults.unanswered);
+        let unanswered = queue != 0 && self.is_to_be_lost(&command);
         let due = now + self.delay();
         self.running.push(Running { due: (!unanswered).then_some(due), queue, command });
+    }
+
+    /// Whether an I/O command is never answered.
+    fn is_to_be_lost(&mut self, command: &Command) -> bool {
+        let poisonous = command.opcode != io::FLUSH && self.faults.poison == Some(command.first_block());
+        self.faults.fatal |= poisonous;
+        let forgotten = self.faults.forgets > 0;
+        self.faults.forgets = self.faults.forgets.saturating_sub(1);
+        poisonous || forgotten || self.rng.one_in(self.faults.unanswered)
     }
 
     /// Works off some of the commands at once, answered or not: what a controller may do after
@@ -116,7 +137,7 @@ impl Controller {
             let Running { queue, command, .. } = self.running.swap_remove(next);
             let result = match queue {
                 0 => self.execute_admin(&command, dma),
-                _ if self.rng.one_in(self.faults.error) => Err(UNRECOVERED),
+                _ if self.rng.one_in(self.faults.error) => Err(self.error()),
                 _ => self.execute_io(&command, dma),
             };
             interrupt |= self.complete(queue, command.id, result, dma);
@@ -128,6 +149,11 @@ impl Controller {
             }
         }
         interrupt
+    }
+
+    fn error(&mut self) -> ErrorStatus {
+        let statuses = &self.faults.statuses;
+        if statuses.is_empty() { UNRECOVERED } else { statuses[self.rng.index(statuses.len())] }
     }
 
     /// The command that is due first, of those whose completion has room.
@@ -170,7 +196,9 @@ impl Controller {
         if queue.is_full() {
             return false;
         }
-        let status = result.err().map_or(0, |error| u16::from(error.kind) << 8 | u16::from(error.code));
+        let status = result.err().map_or(0, |error| {
+            u16::from(error.do_not_retry) << 14 | u16::from(error.kind) << 8 | u16::from(error.code)
+        });
         let words = [0, 0, 0, 0, head, number, id, status << 1 | u16::from(queue.phase)];
         let entry: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let at = BusAddr(queue.base + u64::from(queue.tail) * COMPLETION_BYTES as u64);
@@ -266,7 +294,7 @@ impl Controller {
             return Ok(());
         }
         let shape = &namespaces[index];
-        let first = u64::from(command.dw[1]) << 32 | u64::from(command.dw[0]);
+        let first = command.first_block();
         let blocks = u64::from(command.dw[2] & 0xffff) + 1;
         if first.checked_add(blocks).is_none_or(|end| end > shape.blocks) {
             return Err(OUT_OF_RANGE);

@@ -21,6 +21,7 @@ use execute::Running;
 use super::Dma;
 use super::rng::Rng;
 use crate::units::{Instant, PAGE_SIZE};
+use crate::wire::nvme::command::ErrorStatus;
 use crate::wire::nvme::{
     ACQ, AQA, ASQ, CAP, CC, CC_CONFIGURATION, CC_ENABLE, CC_SHUT_DOWN, CC_SHUTDOWN_MASK, CSTS, DOORBELLS,
     INTMS,
@@ -117,8 +118,10 @@ impl Settings {
 /// What goes wrong; nothing at first. Rates are one in so many, zero for never.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
-    /// I/O commands that fail with a media error and do nothing.
+    /// I/O commands that fail and do nothing.
     pub error: u32,
+    /// With which of these; with an unrecovered read error if there are none.
+    pub statuses: Vec<ErrorStatus>,
     /// Completions that raise no interrupt.
     pub lost_interrupt: u32,
     /// Completions that come twice.
@@ -127,12 +130,18 @@ pub struct Faults {
     pub invented: u32,
     /// I/O commands that are never answered.
     pub unanswered: u32,
+    /// So many of the next I/O commands are never answered either.
+    pub forgets: u32,
+    /// An I/O command at this block is a fatal error.
+    pub poison: Option<u64>,
     /// CSTS.RDY does not follow CC.EN to one.
     pub never_ready: bool,
     /// CSTS.RDY does not follow CC.EN to zero.
     pub never_disabled: bool,
-    /// CSTS.CFS.
+    /// CSTS.CFS, until it is reset.
     pub fatal: bool,
+    /// A reset does not clear CSTS.CFS.
+    pub fatal_for_good: bool,
     /// Nothing answers on the bus.
     pub gone: bool,
 }
@@ -362,7 +371,8 @@ impl Controller {
         match (was_enabled, enables) {
             (false, true) => self.enable(value, soon),
             (true, false) => {
-                if self.change.is_some_and(|(_, change)| change == Change::Ready) {
+                let enabling = self.change.is_some_and(|(_, change)| change == Change::Ready);
+                if enabling && !self.faults.fatal {
                     self.violation("disables a controller that is not ready yet");
                 }
                 self.change = (!self.faults.never_disabled).then_some((soon, Change::Disabled));
@@ -407,7 +417,7 @@ impl Controller {
                 self.completion_queues.clear();
                 self.running.clear();
                 (self.ready, self.shutdown) = (false, 0);
-                self.faults.fatal = false;
+                self.faults.fatal = self.faults.fatal_for_good;
             }
             Change::ShutDown => {
                 self.disks.iter_mut().for_each(Disk::flush);

@@ -136,6 +136,13 @@ impl Submission {
         Self::new(id, io::FLUSH, namespace, Prps::NONE, 0, 0)
     }
 
+    /// The same command under another id.
+    #[must_use]
+    pub const fn renamed(mut self, id: CommandId) -> Self {
+        self.0[0] = self.0[0] & !(0xffff << 16) | (id.0 as u64) << 16;
+        self
+    }
+
     fn new(id: CommandId, opcode: u8, namespace: u32, data: Prps, dw10_11: u64, dw12_13: u64) -> Self {
         let dw0 = u64::from(id.0) << 16 | u64::from(opcode);
         let dw0_1 = u64::from(namespace) << 32 | dw0;
@@ -154,6 +161,28 @@ pub struct ErrorStatus {
     pub kind: u8,
     /// Status Code.
     pub code: u8,
+    /// DNR: the same command is expected to fail again.
+    pub do_not_retry: bool,
+}
+
+impl ErrorStatus {
+    /// Whether the same command may succeed when it is issued again: the controller leaves that
+    /// open, and the status speaks of circumstances that pass, not of what was asked for. What CRD
+    /// says of the time to wait is not used: it is zero while ACRE is off, as it is here.
+    #[must_use]
+    pub const fn may_pass(self) -> bool {
+        let passes = match (self.kind, self.code) {
+            // Data Transfer Error, Aborted due to Power Loss Notification, Internal Error, Abort
+            // Requested, Command Interrupted, Transient Transport Error, Namespace Not Ready.
+            (0, 0x04..=0x07 | 0x21 | 0x22 | 0x82) => true,
+            // Write Fault, Unrecovered Read Error.
+            (2, 0x80 | 0x81) => true,
+            // Internal Path Error, Controller Pathing Error.
+            (3, 0x00 | 0x60) => true,
+            _ => false,
+        };
+        passes && !self.do_not_retry
+    }
 }
 
 impl fmt::Display for ErrorStatus {
@@ -181,7 +210,8 @@ impl CompletionEntry {
         let [id0, id1, low, high] = dw3.to_le_bytes();
         let status = u16::from_le_bytes([low, high]) >> 1;
         let [code, kind] = (status & 0x7ff).to_le_bytes();
-        let result = if code == 0 && kind == 0 { Ok(()) } else { Err(ErrorStatus { kind, code }) };
+        let error = ErrorStatus { kind, code, do_not_retry: high & 0x80 != 0 };
+        let result = if code == 0 && kind == 0 { Ok(()) } else { Err(error) };
         Self { phase: low & 1 != 0, id: CommandId(u16::from_le_bytes([id0, id1])), result }
     }
 }
@@ -197,9 +227,28 @@ mod tests {
         // Do Not Retry, More, type 2, code 0x81, phase 0.
         let entry = CompletionEntry::parse(0xc502_0007);
         assert!(!entry.phase);
-        assert_eq!(entry.result, Err(ErrorStatus { kind: 2, code: 0x81 }));
+        assert_eq!(entry.result, Err(ErrorStatus { kind: 2, code: 0x81, do_not_retry: true }));
+        let entry = CompletionEntry::parse(0x4502_0007);
+        assert_eq!(entry.result, Err(ErrorStatus { kind: 2, code: 0x81, do_not_retry: false }));
         // Do Not Retry alone is no error.
         assert_eq!(CompletionEntry::parse(0x8000_0000).result, Ok(()));
+    }
+
+    #[test]
+    fn a_retry_may_help_where_circumstances_pass_and_the_controller_does_not_rule_it_out() {
+        let may_pass = |kind, code| ErrorStatus { kind, code, do_not_retry: false }.may_pass();
+        let passing = |kind| (0..=0xff).filter(|code| may_pass(kind, *code)).collect::<std::vec::Vec<_>>();
+        assert_eq!(passing(0), [0x04, 0x05, 0x06, 0x07, 0x21, 0x22, 0x82]);
+        assert_eq!([passing(1), passing(4), passing(7)], [const { std::vec::Vec::new() }; 3]);
+        assert_eq!((passing(2), passing(3)), ([0x80, 0x81].into(), [0x00, 0x60].into()));
+        assert!(!ErrorStatus { kind: 2, code: 0x81, do_not_retry: true }.may_pass());
+    }
+
+    #[test]
+    fn a_renamed_command_is_the_same_but_for_its_id() {
+        let data = Prps { first: BusAddr(0x1200), second: BusAddr(0x3000) };
+        let read = |id| Submission::transfer(CommandId(id), io::READ, u32::MAX, Block(7), 8, data);
+        assert_eq!(read(0xabcd).renamed(CommandId(0x1234)), read(0x1234));
     }
 
     #[test]

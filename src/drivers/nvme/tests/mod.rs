@@ -143,12 +143,12 @@ fn an_error_status_reaches_the_owner() {
     let mut rig = Rig::ready(Settings::new(0));
     rig.machine.controller.faults.error = 1;
     rig.submit(7, Operation::Flush, 0, &[]).unwrap();
-    let error = DeviceError::Command(ErrorStatus { kind: 2, code: 0x81 });
+    let error = DeviceError::Command(ErrorStatus { kind: 2, code: 0x81, do_not_retry: false });
     assert_eq!(rig.completion(), (7, Err(error)));
     rig.machine.controller.faults.error = 0;
     let (_, page) = rig.guest_page(Reach::Writes);
     rig.submit(8, Operation::Read, 1 << 21, &[page]).unwrap();
-    let error = DeviceError::Command(ErrorStatus { kind: 0, code: 0x80 });
+    let error = DeviceError::Command(ErrorStatus { kind: 0, code: 0x80, do_not_retry: true });
     assert_eq!(rig.completion(), (8, Err(error)));
     assert_eq!(rig.nvme.counters().errors, 2);
 }
