@@ -154,7 +154,8 @@ impl Disk {
         }
     }
 
-    /// Whether the controller was given up: what is in flight there is never completed.
+    /// Whether the controller was given up: what is in flight there is not completed unless it is
+    /// isolated.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         matches!(self.status(), Status::Failed(_))
@@ -200,6 +201,33 @@ impl Disk {
     pub fn shut_down(&mut self, hal: &mut impl Memory) {
         match self {
             Self::Nvme(nvme) => nvme.shut_down(hal),
+        }
+    }
+
+    /// Whether the controller has failed or stopped, and may access memory all the same: then its
+    /// bus mastering is to be cleared, and [`Disk::isolated`] to be told.
+    #[must_use]
+    pub fn must_be_isolated(&self) -> bool {
+        match self {
+            Self::Nvme(nvme) => nvme.must_be_isolated(),
+        }
+    }
+
+    /// The controller cannot reach memory any more, whatever it does: what is in flight is given
+    /// back as failed by the turns that follow. Means nothing before it has failed or stopped.
+    pub fn isolated(&mut self) {
+        match self {
+            Self::Nvme(nvme) => nvme.isolated(),
+        }
+    }
+
+    /// Gives all pages of the controller's back.
+    ///
+    /// # Panics
+    /// It has neither failed nor stopped, something is in flight, or it must be isolated before.
+    pub fn release(self, hal: &mut impl Memory) {
+        match self {
+            Self::Nvme(nvme) => nvme.release(hal),
         }
     }
 }

@@ -1,20 +1,25 @@
 //! NVMe: one controller, its admin queue and one I/O queue pair, as a state machine that never
-//! waits. `reset` and `setup` bring the controller up, `queue`, `tags` and `prp` carry
-//! commands, `watch` says when to look at it; formats are in `wire::nvme`.
+//! waits. `reset` and `setup` bring the controller up, `serve` takes its completions, `queue`,
+//! `tags` and `prp` carry commands, `watch` says when to look at it, `end` is how it is left;
+//! formats are in `wire::nvme`.
 //!
 //! Interrupts are only a hint: each turn polls the completion queue, and while commands are in
-//! flight a deadline does so if nothing else does. A controller that leaves a command unanswered,
-//! or reports a fatal error, is reset, and what was in flight is given back as failed only when
-//! CSTS.RDY has become clear: until then the controller may still write to the memory of those
-//! commands. One that never clears it has failed, and its commands are *never* completed.
+//! flight a deadline does so if nothing else does. A command that fails is issued again a few times
+//! where that may help. A controller that leaves a command unanswered, or reports a fatal error, is
+//! reset: the commands that were late are given back as failed, but only when CSTS.RDY has become
+//! clear, because until then the controller may still write to their memory; the others are issued
+//! again. From one that never clears it nothing is given back before it is isolated.
 //!
 //! A flush is always sent: without a volatile write cache the controller completes it at once
-//! (Base 7.1). Not handled: controllers before NVMe 1.1, which cannot list their namespaces,
-//! retries (the guest gets the error), namespaces that change while we serve them.
+//! (Base 7.1). It covers writes that were completed before it was submitted, so those that are
+//! issued again with it do not matter to it. Not handled: controllers before NVMe 1.1, which cannot
+//! list their namespaces, namespaces that change while we serve them.
 
+mod end;
 mod prp;
 mod queue;
 mod reset;
+mod serve;
 mod setup;
 mod tags;
 #[cfg(all(test, feature = "sim"))]
@@ -24,15 +29,13 @@ mod watch;
 use core::time::Duration;
 
 use heapless::Vec;
-use log::{info, warn};
 
 use super::{Completion, DeviceError, Namespace, Operation, Refusal, Status, Token};
 use crate::hal::{DmaPage, Memory, MmioRegion};
 use crate::limits::NAMESPACES;
 use crate::units::{Block, Instant, Span};
 use crate::wire::nvme::command::{CommandId, Submission, io};
-use crate::wire::nvme::{CAP, CC, CC_CONFIGURATION, CC_ENABLE, CC_SHUT_DOWN, CSTS};
-use crate::wire::nvme::{Capabilities, ControllerStatus, DOORBELLS};
+use crate::wire::nvme::{CAP, CSTS, Capabilities, ControllerStatus, DOORBELLS};
 
 use prp::{Prefix, PrpLists};
 use queue::QueuePair;
@@ -50,10 +53,6 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time between two looks at a register that is expected to change, or at the admin queue.
 const STEP_POLL: Duration = Duration::from_millis(1);
 
-/// How long a shutdown may take: RTD3E, but within these bounds.
-const SHUTDOWN_SHORTEST: Duration = Duration::from_secs(5);
-const SHUTDOWN_LONGEST: Duration = Duration::from_secs(60);
-
 #[derive(Clone, Copy, Debug)]
 enum State {
     /// As somebody else left it.
@@ -62,8 +61,8 @@ enum State {
     Settling { until: Instant },
     /// CC.EN is clear, CSTS.RDY is not yet: it may still access memory.
     Disabling { until: Instant, next: Next },
-    /// CSTS.RDY is clear. What was in flight is being given back.
-    Disabled { next: Next },
+    /// It does not access memory. What has failed is being given back.
+    Quiet { next: Next },
     /// CC.EN is set, CSTS.RDY is not yet.
     Enabling { until: Instant },
     /// An admin command is in flight.
@@ -72,17 +71,19 @@ enum State {
     Ready,
     /// CC.SHN is set.
     ShuttingDown { until: Instant },
-    /// Shut down.
+    /// Left: shut down, unless it was not ready.
     Stopped,
-    /// Given up, disabled unless that was what failed.
+    /// Given up.
     Failed(DeviceError),
 }
 
 /// What is counted, and said only the first time.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Counters {
-    /// Commands that ended with an error status.
+    /// Completions with an error status.
     pub errors: u64,
+    /// Commands issued again, after such an error or a reset.
+    pub repeats: u64,
     /// Completions of no command in flight: stale, invented or doubled.
     pub strays: u64,
     /// Resets, the one on arrival not counted.
@@ -97,6 +98,10 @@ pub struct Nvme {
     interrupts: bool,
     capabilities: Capabilities,
     state: State,
+    /// It was ready before.
+    has_served: bool,
+    /// It does not access memory, neither that of commands nor that of its queues.
+    is_quiet: bool,
     /// The time of the last turn.
     now: Instant,
     admin: QueuePair,
@@ -106,6 +111,8 @@ pub struct Nvme {
     io: QueuePair,
     prp_lists: PrpLists,
     tags: Tags,
+    /// When commands that have failed are issued again.
+    retry_at: Option<Instant>,
     watch: Watch,
     restarts: Restarts,
     counters: Counters,
@@ -145,6 +152,8 @@ impl Nvme {
             interrupts,
             capabilities,
             state: State::Found,
+            has_served: false,
+            is_quiet: false,
             now: Instant(0),
             admin: QueuePair::new(0, setup::ADMIN_ENTRIES, stride, admin_sq, admin_cq),
             admin_command: CommandId(0),
@@ -152,12 +161,13 @@ impl Nvme {
             io: QueuePair::new(IO_QUEUE, entries, stride, io_sq, io_cq),
             prp_lists: PrpLists::new(lists),
             tags: Tags::new(entries),
+            retry_at: None,
             watch: Watch::new(interrupts),
             restarts: Restarts::default(),
             counters: Counters::default(),
             max_bytes: 0,
             volatile_cache: false,
-            shutdown_time: SHUTDOWN_SHORTEST,
+            shutdown_time: end::SHUTDOWN_SHORTEST,
             identified: false,
             namespace_ids: Vec::new(),
             namespaces: Vec::new(),
@@ -176,7 +186,7 @@ impl Nvme {
             State::Found => self.arrive(hal),
             State::Settling { until } => self.settle(hal, until),
             State::Disabling { until, next } => self.await_disabled(hal, until, next),
-            State::Disabled { next } => self.give_back(hal, next, done),
+            State::Quiet { next } => self.give_back(hal, next, done),
             State::Enabling { until } => self.await_enabled(hal, until),
             State::SettingUp { step, until } => self.await_setup(hal, step, until),
             State::Ready => self.serve(hal, done),
@@ -189,14 +199,14 @@ impl Nvme {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         match self.state {
-            State::Found | State::Disabled { .. } => Some(self.now),
+            State::Found | State::Quiet { .. } => Some(self.now),
             State::Settling { .. }
             | State::Disabling { .. }
             | State::Enabling { .. }
             | State::SettingUp { .. }
             | State::ShuttingDown { .. } => Some(self.now + STEP_POLL),
             State::Ready if self.tags.is_empty() => None,
-            State::Ready => Some(self.watch.deadline()),
+            State::Ready => self.retry_at.into_iter().chain([self.watch.deadline()]).min(),
             State::Stopped | State::Failed(_) => None,
         }
     }
@@ -208,11 +218,11 @@ impl Nvme {
             State::Found
             | State::Settling { .. }
             | State::Disabling { .. }
-            | State::Disabled { .. }
+            | State::Quiet { next: Next::Enable | Next::GiveUp(_) }
             | State::Enabling { .. }
             | State::SettingUp { .. } => Status::Starting,
             State::Ready => Status::Ready,
-            State::ShuttingDown { .. } => Status::Stopping,
+            State::ShuttingDown { .. } | State::Quiet { next: Next::Stop } => Status::Stopping,
             State::Stopped => Status::Stopped,
             State::Failed(reason) => Status::Failed(reason),
         }
@@ -260,11 +270,13 @@ impl Nvme {
         let (tag, command) = self.tags.enter(token, self.now).ok_or(Refusal::Full)?;
         let data = self.prp_lists.describe(tag, &spans[..prefix.spans]);
         let blocks = prefix.bytes >> format.block_size.trailing_zeros();
-        self.io.push(match operation {
+        let submission = match operation {
             Operation::Read => Submission::transfer(command, io::READ, id, first, blocks, data),
             Operation::Write => Submission::transfer(command, io::WRITE, id, first, blocks, data),
             Operation::Flush => Submission::flush(command, id),
-        });
+        };
+        self.tags.keep(tag, submission);
+        self.io.push(submission);
         Ok(prefix.spans)
     }
 
@@ -275,106 +287,12 @@ impl Nvme {
         }
     }
 
-    /// See [`super::Disk::shut_down`] (3.6.1). A controller that is not ready holds nothing of
-    /// ours in its cache, and stops as it is.
-    pub fn shut_down(&mut self, hal: &mut impl Memory) {
-        match self.state {
-            State::Ready => {
-                hal.write32(self.registers, CC, CC_CONFIGURATION | CC_ENABLE | CC_SHUT_DOWN);
-                self.state = State::ShuttingDown { until: self.now + self.shutdown_time };
-            }
-            State::Found
-            | State::Settling { .. }
-            | State::Disabling { .. }
-            | State::Disabled { .. }
-            | State::Enabling { .. }
-            | State::SettingUp { .. } => self.state = State::Stopped,
-            State::ShuttingDown { .. } | State::Stopped | State::Failed(_) => {}
-        }
-    }
-
     fn is_taking(&self) -> Result<(), Refusal> {
         match self.status() {
             Status::Ready => Ok(()),
             Status::Starting => Err(Refusal::NotReady),
             Status::Stopping | Status::Stopped | Status::Failed(_) => Err(Refusal::Dead),
         }
-    }
-
-    fn serve<const N: usize>(&mut self, hal: &mut impl Memory, done: &mut Vec<Completion, N>) -> bool {
-        let progress = self.harvest(hal, done);
-        if progress {
-            self.watch.progress(self.now);
-        }
-        if self.tags.is_empty() {
-            return progress;
-        }
-        self.watch.nothing(self.now);
-        if self.watch.health_is_due(self.now)
-            && let Some(fault) = self.fault(hal)
-        {
-            self.restart(hal, fault);
-            return true;
-        }
-        progress
-    }
-
-    /// Takes completions while there is room for them.
-    fn harvest<const N: usize>(&mut self, hal: &mut impl Memory, done: &mut Vec<Completion, N>) -> bool {
-        let mut progress = false;
-        for _ in 0..self.io.entries() {
-            if done.is_full() {
-                break;
-            }
-            let Some(entry) = self.io.next() else { break };
-            progress = true;
-            let Some(token) = self.tags.take(entry.id) else {
-                self.count_stray(entry.id);
-                continue;
-            };
-            let result = entry.result.map_err(DeviceError::Command);
-            if let Err(error) = result {
-                self.count_error(error);
-            }
-            // There is room.
-            let _ = done.push(Completion { token, result });
-        }
-        self.io.acknowledge(hal, self.registers);
-        progress
-    }
-
-    /// What is wrong with the controller, if something is.
-    fn fault(&self, hal: &mut impl Memory) -> Option<DeviceError> {
-        let late = |issued| self.now.since(issued) > COMMAND_TIMEOUT;
-        let timeout = self.tags.oldest().is_some_and(late).then_some(DeviceError::Timeout);
-        fault_of(self.controller_status(hal)).or(timeout)
-    }
-
-    fn count_error(&mut self, error: DeviceError) {
-        self.counters.errors += 1;
-        if self.counters.errors == 1 {
-            warn!("nvme{}: {error}; more such errors are only counted", self.index);
-        }
-    }
-
-    fn count_stray(&mut self, id: CommandId) {
-        self.counters.strays += 1;
-        if self.counters.strays == 1 {
-            let id = id.0;
-            warn!("nvme{}: it completed {id:#06x}, not in flight; more are only counted", self.index);
-        }
-    }
-
-    fn await_shutdown(&mut self, hal: &mut impl Memory, until: Instant) -> bool {
-        if self.controller_status(hal).is_shut_down() {
-            info!("nvme{}: shut down", self.index);
-        } else if self.now >= until {
-            warn!("nvme{}: its shutdown did not end in time", self.index);
-        } else {
-            return false;
-        }
-        self.state = State::Stopped;
-        true
     }
 
     fn controller_status(&self, hal: &mut impl Memory) -> ControllerStatus {

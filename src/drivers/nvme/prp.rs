@@ -2,7 +2,7 @@
 //! say where they are. Only the first span may start inside a page, only the last may end inside
 //! one; spans that follow each other within a page come merged.
 
-use crate::hal::DmaPage;
+use crate::hal::{DmaPage, Memory};
 use crate::limits::QUEUE_ENTRIES;
 use crate::units::{PAGE_SIZE, Span};
 use crate::wire::nvme::command::Prps;
@@ -71,6 +71,11 @@ impl PrpLists {
     /// Lists in these pages.
     pub(super) fn new(pages: [DmaPage; LIST_PAGES]) -> Self {
         Self(pages)
+    }
+
+    /// Gives the pages back. No command is in flight.
+    pub(super) fn release(self, hal: &mut impl Memory) {
+        self.0.into_iter().for_each(|page| hal.return_page(page));
     }
 
     /// The entries for these spans, of which there are 1 to [`PAGES`], with a list at this tag

@@ -59,6 +59,12 @@ impl QueuePair {
         self.phase = true;
     }
 
+    /// Gives the pages back. The controller does not use the queues.
+    pub(super) fn release(self, hal: &mut impl Memory) {
+        hal.return_page(self.submissions);
+        hal.return_page(self.completions);
+    }
+
     /// The number of entries of each queue.
     pub(super) fn entries(&self) -> u16 {
         self.entries

@@ -6,6 +6,7 @@ use core::time::Duration;
 use heapless::Vec;
 use log::{error, warn};
 
+use super::serve::is_late;
 use super::{DeviceError, Nvme, State, fault_of};
 use crate::drivers::Completion;
 use crate::hal::Memory;
@@ -18,11 +19,12 @@ const RESTARTS: u32 = 5;
 /// Restarts further apart than this are not in a row.
 const CALM: Duration = Duration::from_secs(600);
 
-/// What to do with a controller once it is disabled.
+/// What to do with a controller once it is quiet.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Next {
     Enable,
     GiveUp(DeviceError),
+    Stop,
 }
 
 /// The restarts in a row.
@@ -73,12 +75,15 @@ impl Nvme {
         settled
     }
 
-    /// Resets the controller, to start it again if that was not tried too often already.
+    /// Resets the controller, to start it again if that was not tried too often already, nor is
+    /// the first start: everybody else's service waits for that.
     pub(super) fn restart(&mut self, hal: &mut impl Memory, fault: DeviceError) {
         self.counters.resets += 1;
         warn!("nvme{}: {fault}; resetting it", self.index);
-        let next = if self.restarts.take(self.now) { Next::Enable } else { Next::GiveUp(fault) };
-        self.disable(hal, next);
+        let now = self.now;
+        self.tags.take_back(|issued| is_late(issued, now));
+        let again = self.has_served && self.restarts.take(now);
+        self.disable(hal, if again { Next::Enable } else { Next::GiveUp(fault) });
     }
 
     /// Begins a controller reset (3.7.2).
@@ -91,38 +96,45 @@ impl Nvme {
     pub(super) fn await_disabled(&mut self, hal: &mut impl Memory, until: Instant, next: Next) -> bool {
         let status = self.controller_status(hal);
         if !status.is_ready() {
-            self.state = State::Disabled { next };
+            self.become_quiet(next);
         } else if self.now >= until {
             // What is in flight is kept: nothing says that the controller will not touch it.
-            self.give_up(if status.is_gone() { DeviceError::Gone } else { DeviceError::Stuck });
+            let reason = if status.is_gone() { DeviceError::Gone } else { DeviceError::Stuck };
+            error!("nvme{}: {reason}; it keeps what it has until it is isolated", self.index);
+            self.state = State::Failed(reason);
         } else {
             return false;
         }
         true
     }
 
-    /// The controller does not access memory any more: ends what was in flight, then goes on.
+    /// Ends what has failed, or all if the controller is not started again, then goes on.
     pub(super) fn give_back<const N: usize>(
         &mut self,
         hal: &mut impl Memory,
         next: Next,
         done: &mut Vec<Completion, N>,
     ) -> bool {
-        let before = done.len();
-        while !done.is_full()
-            && let Some(token) = self.tags.take_any()
-        {
+        if !matches!(next, Next::Enable) {
+            self.tags.fail_all();
+        }
+        while !done.is_full() {
+            let Some(token) = self.tags.take_failed() else {
+                self.go_on(hal, next);
+                break;
+            };
             // There is room.
             let _ = done.push(Completion { token, result: Err(DeviceError::Reset) });
         }
-        if !self.tags.is_empty() {
-            return done.len() > before;
-        }
+        true
+    }
+
+    fn go_on(&mut self, hal: &mut impl Memory, next: Next) {
         match next {
             Next::Enable => self.enable(hal),
             Next::GiveUp(reason) => self.give_up(reason),
+            Next::Stop => self.state = State::Stopped,
         }
-        true
     }
 
     pub(super) fn await_enabled(&mut self, hal: &mut impl Memory, until: Instant) -> bool {
@@ -153,6 +165,7 @@ impl Nvme {
             // Without MSI-X it would raise its pin, which others may share and nobody serves.
             hal.write32(self.registers, INTMS, u32::MAX);
         }
+        self.is_quiet = false;
         hal.write32(self.registers, CC, CC_CONFIGURATION | CC_ENABLE);
         self.state = State::Enabling { until: self.now + self.capabilities.ready_timeout() };
     }

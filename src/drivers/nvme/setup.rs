@@ -3,8 +3,9 @@
 
 use log::{info, warn};
 
+use super::end::{SHUTDOWN_LONGEST, SHUTDOWN_SHORTEST};
 use super::reset::Next;
-use super::{COMMAND_TIMEOUT, DeviceError, Nvme, SHUTDOWN_LONGEST, SHUTDOWN_SHORTEST, State, fault_of, prp};
+use super::{COMMAND_TIMEOUT, DeviceError, Nvme, State, fault_of, prp};
 use crate::drivers::Namespace;
 use crate::hal::Memory;
 use crate::limits::NAMESPACES;
@@ -50,20 +51,13 @@ impl Nvme {
         };
         match self.answered(step, entry.result.map_err(DeviceError::Command)) {
             Ok(Some(next)) => self.ask(hal, next),
-            Ok(None) => self.become_ready(),
+            Ok(None) => self.become_ready(hal),
             Err(reason) => {
                 warn!("nvme{}: {step:?}: {reason}", self.index);
                 self.disable(hal, Next::GiveUp(reason));
             }
         }
         true
-    }
-
-    fn become_ready(&mut self) {
-        if self.counters.resets > 0 {
-            info!("nvme{}: ready after a reset", self.index);
-        }
-        self.state = State::Ready;
     }
 
     fn ask(&mut self, hal: &mut impl Memory, step: Setup) {

@@ -1,6 +1,7 @@
-//! The driver against the simulated controller: bring-up, faults and recovery here, lots of I/O
-//! in [`storm`]; [`rig`] holds the two together.
+//! The driver against the simulated controller: its start and its end here, what goes wrong between
+//! in [`recovery`], lots of I/O in [`storm`]; [`rig`] holds the two together.
 
+mod recovery;
 mod rig;
 mod storm;
 
@@ -16,7 +17,6 @@ use crate::sim::Dma as _;
 use crate::sim::nvme::{Found, Settings, Shape};
 use crate::units::Block;
 use crate::wire::nvme::Unsupported;
-use crate::wire::nvme::command::ErrorStatus;
 use crate::wire::nvme::identify::Unusable;
 
 use rig::{Reach, Rig, machine};
@@ -108,9 +108,12 @@ fn a_device_that_is_not_there_is_noticed() {
 #[test]
 fn a_controller_that_never_becomes_ready_is_given_up() {
     let mut rig = Rig::found(Settings { found: Found::Disabling, ..Settings::new(0) });
+    let before = rig.machine.now;
     rig.machine.controller.faults.never_ready = true;
     rig.run_while(|rig| rig.nvme.status() == Status::Starting);
     assert_eq!(rig.nvme.status(), Status::Failed(DeviceError::Stuck));
+    // It claims two seconds for each change of the bit, and others wait for its first start.
+    assert!(rig.machine.now.since(before) < Duration::from_secs(4));
     assert_eq!(rig.nvme.deadline(), None);
     assert_eq!(rig.submit(0, Operation::Flush, 0, &[]), Err(Refusal::Dead));
     rig.check();
@@ -136,21 +139,6 @@ fn the_queue_holds_one_command_less_than_it_has_entries() {
         assert_eq!(rig.submit(99, Operation::Flush, 0, &[]), Ok(0));
         rig.check();
     }
-}
-
-#[test]
-fn an_error_status_reaches_the_owner() {
-    let mut rig = Rig::ready(Settings::new(0));
-    rig.machine.controller.faults.error = 1;
-    rig.submit(7, Operation::Flush, 0, &[]).unwrap();
-    let error = DeviceError::Command(ErrorStatus { kind: 2, code: 0x81, do_not_retry: false });
-    assert_eq!(rig.completion(), (7, Err(error)));
-    rig.machine.controller.faults.error = 0;
-    let (_, page) = rig.guest_page(Reach::Writes);
-    rig.submit(8, Operation::Read, 1 << 21, &[page]).unwrap();
-    let error = DeviceError::Command(ErrorStatus { kind: 0, code: 0x80, do_not_retry: true });
-    assert_eq!(rig.completion(), (8, Err(error)));
-    assert_eq!(rig.nvme.counters().errors, 2);
 }
 
 #[test]
@@ -191,101 +179,6 @@ fn doubled_and_invented_completions_do_not_confuse_its_coming_up() {
         assert!(rig.nvme.counters().strays > 0);
         rig.check();
     }
-}
-
-#[test]
-fn an_unanswered_command_is_given_back_when_the_controller_lets_go_of_its_memory() {
-    for seed in seeds() {
-        let mut rig = Rig::ready(Settings::new(seed));
-        rig.machine.controller.faults.unanswered = 1;
-        let before = rig.machine.now;
-        let pages: Vec<_> = (0..8).map(|_| rig.guest_page(Reach::Writes).1).collect();
-        for (token, page) in (0..).zip(&pages) {
-            rig.submit(token, Operation::Read, 0, &[*page]).unwrap();
-        }
-        for _ in &pages {
-            let (token, result) = rig.completion();
-            assert_eq!(result, Err(DeviceError::Reset));
-            rig.machine.frames.unmap(pages[token as usize].bus);
-        }
-        assert!(rig.machine.now.since(before) > Duration::from_secs(30));
-        rig.machine.controller.faults.unanswered = 0;
-        rig.run_while(|rig| rig.nvme.status() == Status::Starting);
-        rig.submit(9, Operation::Flush, 0, &[]).unwrap();
-        assert_eq!(rig.completion(), (9, Ok(())));
-        assert_eq!(rig.nvme.counters().resets, 1);
-        rig.check();
-    }
-}
-
-#[test]
-fn one_unanswered_command_among_busy_ones_is_found_too() {
-    let mut rig = Rig::ready(Settings::new(0));
-    rig.machine.controller.faults.unanswered = 1;
-    rig.submit(1, Operation::Flush, 0, &[]).unwrap();
-    rig.run_while(|rig| rig.machine.controller.next_event().is_some());
-    rig.machine.controller.faults.unanswered = 0;
-    let before = rig.machine.now;
-    loop {
-        rig.submit(2, Operation::Flush, 0, &[]).unwrap();
-        match rig.completion() {
-            (2, Ok(())) => {}
-            (_, result) => break assert_eq!(result, Err(DeviceError::Reset)),
-        }
-    }
-    // The other command of the two that were in flight.
-    assert_eq!(rig.completion().1, Err(DeviceError::Reset));
-    let passed = rig.machine.now.since(before).as_secs();
-    assert!((30..33).contains(&passed), "after {passed} s");
-}
-
-#[test]
-fn a_fatal_error_is_noticed_and_mended() {
-    let mut rig = Rig::ready(Settings::new(0));
-    rig.machine.controller.faults.unanswered = 1;
-    rig.submit(1, Operation::Flush, 0, &[]).unwrap();
-    let before = rig.machine.now;
-    rig.machine.controller.faults.fatal = true;
-    assert_eq!(rig.completion(), (1, Err(DeviceError::Reset)));
-    assert!(rig.machine.now.since(before) < Duration::from_secs(3));
-    rig.run_while(|rig| rig.nvme.status() == Status::Starting);
-    assert_eq!(rig.nvme.status(), Status::Ready);
-    rig.check();
-}
-
-#[test]
-fn a_controller_that_cannot_be_stopped_keeps_what_it_has() {
-    type Break = fn(&mut crate::sim::nvme::Faults);
-    let ways: [(Break, DeviceError); 2] = [
-        (|faults| faults.never_disabled = true, DeviceError::Stuck),
-        (|faults| faults.gone = true, DeviceError::Gone),
-    ];
-    for (break_it, reason) in ways {
-        let mut rig = Rig::ready(Settings::new(0));
-        rig.machine.controller.faults.unanswered = 1;
-        let (_, page) = rig.guest_page(Reach::Writes);
-        rig.submit(1, Operation::Read, 0, &[page]).unwrap();
-        break_it(&mut rig.machine.controller.faults);
-        rig.run_while(|rig| !matches!(rig.nvme.status(), Status::Failed(_)));
-        assert_eq!(rig.nvme.status(), Status::Failed(reason));
-        assert_eq!(rig.done, []);
-        assert_eq!(rig.nvme.deadline(), None);
-    }
-}
-
-#[test]
-fn a_controller_that_never_answers_is_restarted_so_often_and_no_more() {
-    let mut rig = Rig::ready(Settings::new(0));
-    rig.machine.controller.faults.unanswered = 1;
-    let mut given_back = 0;
-    while rig.nvme.status() == Status::Ready {
-        rig.submit(1, Operation::Flush, 0, &[]).unwrap();
-        assert_eq!(rig.completion(), (1, Err(DeviceError::Reset)));
-        given_back += 1;
-        rig.run_while(|rig| rig.nvme.status() == Status::Starting);
-    }
-    assert_eq!((given_back, rig.nvme.counters().resets), (6, 6));
-    assert_eq!(rig.nvme.status(), Status::Failed(DeviceError::Timeout));
 }
 
 #[test]
@@ -333,4 +226,44 @@ fn a_shutdown_before_it_is_ready_ends_at_once() {
     let mut rig = Rig::found(Settings::new(0));
     rig.nvme.shut_down(&mut rig.machine);
     assert_eq!((rig.nvme.status(), rig.nvme.deadline()), (Status::Stopped, None));
+    assert!(rig.nvme.must_be_isolated(), "nothing is known of whoever had it before");
+}
+
+#[test]
+fn its_pages_are_given_back_when_it_was_left() {
+    type Leave = fn(&mut Rig);
+    let ways: [Leave; 3] = [
+        |rig| rig.nvme.shut_down(&mut rig.machine),
+        |rig| rig.machine.controller.faults.fatal_for_good = true,
+        |rig| {
+            rig.machine.controller.faults.never_disabled = true;
+            rig.machine.controller.faults.fatal = true;
+        },
+    ];
+    for (leave, isolates) in ways.into_iter().zip([false, false, true]) {
+        let mut rig = Rig::ready(Settings::new(0));
+        assert!(!rig.nvme.must_be_isolated());
+        rig.machine.controller.faults.forgets = 1;
+        rig.submit(1, Operation::Flush, 0, &[]).unwrap();
+        rig.run_while(|rig| rig.machine.controller.faults.forgets > 0);
+        leave(&mut rig);
+        rig.machine.controller.faults.fatal |= rig.machine.controller.faults.fatal_for_good;
+        rig.run_while(|rig| !matches!(rig.nvme.status(), Status::Stopped | Status::Failed(_)));
+        assert_eq!(rig.nvme.must_be_isolated(), isolates);
+        rig.nvme.isolated();
+        rig.turn();
+        assert_eq!(rig.done.len(), 1, "what was in flight is given back first");
+        assert!(!rig.nvme.must_be_isolated());
+        assert_eq!(rig.nvme.deadline(), None);
+        rig.nvme.release(&mut rig.machine);
+        assert_eq!(rig.machine.frames.count(), 0);
+    }
+}
+
+#[test]
+#[should_panic(expected = "when nobody uses them")]
+fn its_pages_are_not_given_back_while_it_may_access_them() {
+    let mut rig = Rig::found(Settings::new(0));
+    rig.nvme.shut_down(&mut rig.machine);
+    rig.nvme.release(&mut rig.machine);
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::vec::Vec;
 
 use super::rig::{Reach, Rig};
-use crate::drivers::{Operation, Refusal, Token};
+use crate::drivers::{DeviceError, Operation, Refusal, Status, Token};
 use crate::mem::frame::Frame;
-use crate::sim::nvme::Settings;
 use crate::sim::nvme::disk::Disk;
+use crate::sim::nvme::{Found, Settings};
 use crate::sim::rng::Rng;
 use crate::units::{Block, BusAddr, PAGE_SIZE, SECTOR_SIZE, Span};
 
@@ -27,6 +27,8 @@ struct Request {
     /// Commands in flight.
     parts: usize,
     is_issued: bool,
+    /// One of its commands has failed: it is done all over again.
+    has_failed: bool,
 }
 
 impl Request {
@@ -58,6 +60,8 @@ struct Storm {
     /// By token; one for each zone at most.
     requests: BTreeMap<u32, Request>,
     flushes: u64,
+    /// So often something happens that takes a reset.
+    trouble: u32,
 }
 
 impl Storm {
@@ -65,7 +69,7 @@ impl Storm {
         let shadow = |shape: &crate::sim::nvme::Shape| Disk::new(1 << shape.block_shift, false);
         let shadows = settings.namespaces.iter().map(shadow).collect();
         let rng = Rng::new(!settings.seed);
-        Self { rig: Rig::ready(settings), rng, shadows, requests: BTreeMap::new(), flushes: 0 }
+        Self { rig: Rig::ready(settings), rng, shadows, requests: BTreeMap::new(), flushes: 0, trouble: 0 }
     }
 
     fn run(&mut self, requests: usize) {
@@ -75,6 +79,7 @@ impl Storm {
                 begun += 1;
             }
             self.issue();
+            self.make_trouble();
             if !self.requests.is_empty() {
                 self.rig.wait();
                 self.take_completions();
@@ -136,7 +141,17 @@ impl Storm {
             let bus = bus.offset(start * SECTOR_SIZE as u64);
             spans.push(Span { bus, bytes: length as u32 });
         }
-        Request { namespace, operation, first, pages, spans, issued: 0, parts: 0, is_issued: false }
+        Request {
+            namespace,
+            operation,
+            first,
+            pages,
+            spans,
+            issued: 0,
+            parts: 0,
+            is_issued: false,
+            has_failed: false,
+        }
     }
 
     /// Submits what the queue has room for, with one kick.
@@ -152,7 +167,7 @@ impl Storm {
                 let nvme = &mut self.rig.nvme;
                 match nvme.submit(Token(token), request.namespace, request.operation, first, spans) {
                     Ok(taken) => request.issued += taken,
-                    Err(Refusal::Full) => break 'full,
+                    Err(Refusal::Full | Refusal::NotReady) => break 'full,
                     Err(refusal) => panic!("{refusal:?}"),
                 }
                 request.parts += 1;
@@ -164,13 +179,39 @@ impl Storm {
 
     fn take_completions(&mut self) {
         for completion in core::mem::take(&mut self.rig.done) {
-            assert_eq!(completion.result, Ok(()));
             let token = completion.token.0;
+            let failed = completion.result.is_err();
+            if failed {
+                assert_eq!((completion.result, self.is_troubled()), (Err(DeviceError::Reset), true));
+            }
             let request = self.requests.get_mut(&token).expect("in flight");
+            request.has_failed |= failed;
             request.parts -= 1;
-            if request.parts == 0 && request.is_issued {
+            if request.parts > 0 {
+                continue;
+            }
+            if request.has_failed {
+                (request.issued, request.is_issued, request.has_failed) = (0, false, false);
+            } else if request.is_issued {
                 let request = self.requests.remove(&token).unwrap();
                 self.finish(&request);
+            }
+        }
+    }
+
+    fn is_troubled(&self) -> bool {
+        self.rig.nvme.counters().resets > 0
+    }
+
+    /// Now and then a fatal error, or a few commands that are forgotten.
+    fn make_trouble(&mut self) {
+        if self.trouble > 0 && self.rig.nvme.status() == Status::Ready && self.rng.one_in(8) {
+            self.trouble -= 1;
+            let faults = &mut self.rig.machine.controller.faults;
+            if self.rng.one_in(2) {
+                faults.fatal = true;
+            } else {
+                faults.forgets = self.rng.within(1..4) as u32;
             }
         }
     }
@@ -196,7 +237,8 @@ impl Storm {
             self.requests.insert(namespace as u32, request);
         }
         self.run(0);
-        assert_eq!(self.rig.machine.controller.flushes(), self.flushes);
+        let flushes = self.rig.machine.controller.flushes();
+        assert!(flushes == self.flushes || self.is_troubled() && flushes > self.flushes);
         for (namespace, shadow) in self.shadows.iter().enumerate() {
             let disk = self.rig.machine.controller.disk_mut(namespace);
             disk.cut_power(&mut self.rng);
@@ -251,6 +293,25 @@ fn doubled_and_invented_completions_answer_nobody() {
     lying.run(500);
     assert!(lying.rig.nvme.counters().strays > 100);
     lying.compare();
+}
+
+#[test]
+fn resets_and_errors_that_pass_lose_and_change_nothing() {
+    let (mut resets, mut repeats) = (0, 0);
+    for seed in 0..200_u64 {
+        let found = Found::ALL[seed as usize % Found::ALL.len()];
+        let queue_entries = [64, 5][seed as usize % 2];
+        let settings = Settings { found, queue_entries, ..Settings::new(seed) };
+        let mut troubled = Storm::new(settings);
+        troubled.trouble = 2;
+        let faults = &mut troubled.rig.machine.controller.faults;
+        (faults.error, faults.doubled, faults.lost_interrupt) = (50, 10, 10);
+        troubled.run(60);
+        let counters = troubled.rig.nvme.counters();
+        (resets, repeats) = (resets + counters.resets, repeats + counters.repeats);
+        troubled.compare();
+    }
+    assert!(resets > 80 && repeats > 700, "{resets}, {repeats}");
 }
 
 #[test]
