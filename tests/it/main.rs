@@ -3,6 +3,7 @@
 mod host;
 mod hostile;
 mod oracles;
+mod recovery;
 mod rogue;
 mod source;
 mod storms;

@@ -243,6 +243,11 @@ impl Controller {
         &mut self.disks[namespace]
     }
 
+    /// Commands take so long from now on.
+    pub fn slow_down(&mut self, latency: Range<Duration>) {
+        self.settings.latency = latency;
+    }
+
     /// Flush commands that were executed.
     #[must_use]
     pub fn flushes(&self) -> u64 {
