@@ -32,6 +32,13 @@ pub const NAMESPACES: usize = 16;
 /// Names a `target=` can resolve to.
 pub const VOLUMES: usize = CONTROLLERS * NAMESPACES;
 
+/// Entries of a GUID partition table: eight times as many as are common, read a page at a time.
+pub const GPT_ENTRIES: u32 = 1024;
+
+/// Boot records of one disk that are read: the master boot record, and one for each logical
+/// partition.
+pub const BOOT_RECORDS: usize = 128;
+
 /// Bytes of a controller's registers that are mapped: NVMe's first four doorbells with the widest
 /// stride that real controllers have.
 pub const REGISTERS: usize = 64 * 1024;
