@@ -12,7 +12,7 @@ use crate::hal::Memory;
 use crate::units::{Block, Instant, Span};
 use crate::wire::nvme::Unsupported;
 use crate::wire::nvme::command::ErrorStatus;
-use crate::wire::nvme::identify::Unusable;
+use crate::wire::nvme::identify::{Identity, Unusable};
 
 /// The owner's name for a command; not looked at here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,6 +70,8 @@ pub enum Status {
 /// A disk behind a controller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Namespace {
+    /// Its number at the controller (NSID).
+    pub id: u32,
     /// Its size.
     pub blocks: Block,
     /// Bytes of a block, a power of two from 512 to 4096.
@@ -166,6 +168,14 @@ impl Disk {
     pub fn namespaces(&self) -> &[Result<Namespace, DeviceError>] {
         match self {
             Self::Nvme(nvme) => nvme.namespaces(),
+        }
+    }
+
+    /// What tells the controller from others; known as soon as its disks are.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        match self {
+            Self::Nvme(nvme) => nvme.identity(),
         }
     }
 

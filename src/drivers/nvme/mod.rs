@@ -35,6 +35,7 @@ use crate::hal::{DmaPage, Memory, MmioRegion};
 use crate::limits::NAMESPACES;
 use crate::units::{Block, Instant, Span};
 use crate::wire::nvme::command::{CommandId, Submission, io};
+use crate::wire::nvme::identify::Identity;
 use crate::wire::nvme::{CAP, CSTS, Capabilities, ControllerStatus, DOORBELLS};
 
 use prp::{Prefix, PrpLists};
@@ -122,6 +123,7 @@ pub struct Nvme {
     shutdown_time: Duration,
     /// The fields from here on hold what the controller said, and are not asked for again.
     identified: bool,
+    identity: Identity,
     namespace_ids: Vec<u32, NAMESPACES>,
     namespaces: Vec<Result<Namespace, DeviceError>, NAMESPACES>,
 }
@@ -169,6 +171,7 @@ impl Nvme {
             volatile_cache: false,
             shutdown_time: end::SHUTDOWN_SHORTEST,
             identified: false,
+            identity: Identity::NONE,
             namespace_ids: Vec::new(),
             namespaces: Vec::new(),
         })
@@ -232,6 +235,12 @@ impl Nvme {
     /// Linux numbers them.
     pub fn namespaces(&self) -> &[Result<Namespace, DeviceError>] {
         &self.namespaces
+    }
+
+    /// See [`super::Disk::identity`].
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.identity
     }
 
     /// What was counted.

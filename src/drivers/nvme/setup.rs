@@ -12,7 +12,7 @@ use crate::limits::NAMESPACES;
 use crate::units::Instant;
 use crate::wire::nvme::command::{CommandId, Identify, Submission};
 use crate::wire::nvme::identify::{
-    CONTROLLER_BYTES, Controller, Format, LIST_ENTRIES, NAMESPACE_BYTES, NamespaceList,
+    CONTROLLER_BYTES, Controller, Format, Identity, LIST_ENTRIES, NAMESPACE_BYTES, NamespaceList,
 };
 
 /// Entries of the admin queues, as other systems have them; one command is in flight there.
@@ -139,11 +139,13 @@ impl Nvme {
         let controller = Controller::parse(&data);
         let (count, index) = (self.namespace_ids.len(), self.index);
         let plural = if count == 1 { "" } else { "s" };
-        let Controller { model, serial, firmware, .. } = controller;
+        let Identity { model, serial } = controller.identity;
+        let firmware = controller.firmware;
         info!(
             "nvme{index}: model \"{model}\", serial \"{serial}\", firmware \"{firmware}\", {count} namespace{plural}"
         );
         self.max_bytes = controller.max_transfer.unwrap_or(u32::MAX).min(prp::MAX_BYTES);
+        self.identity = controller.identity;
         self.volatile_cache = controller.volatile_cache;
         self.shutdown_time = controller.shutdown.clamp(SHUTDOWN_SHORTEST, SHUTDOWN_LONGEST);
     }
@@ -162,8 +164,9 @@ impl Nvme {
             Err(reason) => warn!("nvme{controller}n{number}: not served: {reason}"),
         }
         let volatile_cache = self.volatile_cache;
+        let id = self.namespace_ids[index];
         let namespace =
-            format.map(|Format { blocks, block_size }| Namespace { blocks, block_size, volatile_cache });
+            format.map(|Format { blocks, block_size }| Namespace { id, blocks, block_size, volatile_cache });
         // There is one for each id, and room for as many.
         let _ = self.namespaces.push(namespace);
     }

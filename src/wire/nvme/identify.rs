@@ -26,13 +26,25 @@ impl<const N: usize> fmt::Display for Text<N> {
     }
 }
 
-/// What is kept of Identify Controller (5.17.2.1).
+/// What tells a controller from others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Controller {
+pub struct Identity {
     /// MN.
     pub model: Text<40>,
     /// SN.
     pub serial: Text<20>,
+}
+
+impl Identity {
+    /// Of a controller that was not asked.
+    pub const NONE: Self = Self { model: Text([0; 40]), serial: Text([0; 20]) };
+}
+
+/// What is kept of Identify Controller (5.17.2.1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Controller {
+    /// What tells it from others.
+    pub identity: Identity,
     /// FR.
     pub firmware: Text<8>,
     /// MDTS in bytes: the largest transfer of one command, nothing when there is no limit.
@@ -50,8 +62,7 @@ impl Controller {
         let mdts = u32::from(data[77]);
         let rtd3e = u32::from_le_bytes(array(data, 88));
         Self {
-            model: Text(array(data, 24)),
-            serial: Text(array(data, 4)),
+            identity: Identity { model: Text(array(data, 24)), serial: Text(array(data, 4)) },
             firmware: Text(array(data, 64)),
             max_transfer: if mdts == 0 { None } else { 1_u32.checked_shl(12 + mdts) },
             volatile_cache: data[525] & 1 != 0,
@@ -195,8 +206,8 @@ mod tests {
         data[88..92].copy_from_slice(&2_000_000_u32.to_le_bytes());
         data[525] = 0b111;
         let controller = Controller::parse(&data);
-        assert_eq!(controller.model.to_string(), r#"Evil \x1b[2J\"disk\""#);
-        assert_eq!(controller.serial.to_string(), "PLATTER0");
+        assert_eq!(controller.identity.model.to_string(), r#"Evil \x1b[2J\"disk\""#);
+        assert_eq!(controller.identity.serial.to_string(), "PLATTER0");
         assert_eq!(controller.firmware.to_string(), "10.0.2");
         assert_eq!(controller.max_transfer, Some(512 << 10));
         assert!(controller.volatile_cache);
@@ -274,7 +285,7 @@ mod tests {
             }
             let mut data = [0; CONTROLLER_BYTES];
             rng.fill(&mut data);
-            let text = Controller::parse(&data).model.to_string();
+            let text = Controller::parse(&data).identity.model.to_string();
             assert!(text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()));
         }
         assert!(usable > 300, "{usable}");

@@ -30,10 +30,10 @@ fn it_comes_up_from_whatever_state_the_controller_is_found_in() {
     for found in Found::ALL {
         for (seed, msix) in seeds().zip([true, false].into_iter().cycle()) {
             let rig = Rig::ready(Settings { found, msix, ..Settings::new(seed) });
-            let disk = |blocks, block_size| {
-                Ok(Namespace { blocks: Block(blocks), block_size, volatile_cache: true })
+            let disk = |id, blocks, block_size| {
+                Ok(Namespace { id, blocks: Block(blocks), block_size, volatile_cache: true })
             };
-            assert_eq!(rig.nvme.namespaces(), [disk(1 << 21, 512), disk(1 << 18, 4096)]);
+            assert_eq!(rig.nvme.namespaces(), [disk(1, 1 << 21, 512), disk(2, 1 << 18, 4096)]);
             assert_eq!(rig.nvme.deadline(), None, "an idle controller needs no turns");
             rig.check();
         }
