@@ -3,7 +3,7 @@
 
 use core::ops::Range;
 use core::time::Duration;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::frontend::Frontend;
 use super::machine::{DOM0, DRIVER, Machine, Violation};
@@ -11,6 +11,7 @@ use super::nvme::disk::Disk;
 use super::nvme::{Controller, Settings};
 use super::pciback::{Function, Pciback};
 use super::shadow::content;
+use super::tables::Gpt;
 use super::tree::Perms;
 use crate::mem::frame::Frame;
 use crate::units::{BusAddr, GrantRef, Instant, Pirq, Port, SECTOR_SIZE};
@@ -48,6 +49,8 @@ struct Link {
 #[derive(Debug, Default)]
 pub struct Lent {
     slots: Vec<Slot>,
+    /// What a `target=` means that is not a whole disk: the disk, and the block where it starts.
+    parts: BTreeMap<String, (String, u64)>,
     /// Answers to the image's configuration accesses.
     pub pciback: Pciback,
     link: Option<Link>,
@@ -70,6 +73,27 @@ impl Lent {
         });
         self.write_nodes(machine);
         number
+    }
+
+    /// Lays a partition table on a disk, which holds it from the start.
+    pub fn partition(&mut self, number: usize, namespace: usize, table: &Gpt) {
+        let disk = self.controller(number).disk_mut(namespace);
+        table.build().iter().for_each(|(block, bytes)| disk.hold(block.0, bytes));
+        let node = format!("nvme{number}n{}", namespace + 1);
+        for (part, number) in table.parts.iter().zip(1..) {
+            self.also_known(&format!("{node}p{number}"), &node, part.first);
+        }
+    }
+
+    /// What a guest has whose `target=` is this: a part of the disk from that block on.
+    pub fn also_known(&mut self, target: &str, disk: &str, first: u64) {
+        self.parts.insert(target.into(), (disk.into(), first));
+    }
+
+    /// The disks that held nothing from the start, as the image's command line lists them.
+    #[must_use]
+    pub fn blank_disks(&self) -> Vec<String> {
+        self.disks().filter(|(_, disk)| disk.was_blank()).map(|(name, _)| name).collect()
     }
 
     /// A controller, to look at its disks or to make it fail.
@@ -129,9 +153,9 @@ impl Lent {
 
     /// What flushes have promised to a guest must survive a power cut, if it has its disk here.
     pub fn check_promises(&self, machine: &mut Machine, frontend: &mut Frontend) {
-        let Some(disk) = self.disk(frontend.target()) else { return };
+        let Some((_, disk, first)) = self.extent(frontend.target()) else { return };
         for (sector, stamp) in frontend.take_promises() {
-            let (block, range) = place(disk, sector);
+            let (block, range) = place(disk, first, sector);
             if disk.read_safe(block)[range] != content(sector, stamp) {
                 machine.violated(Violation::NotDurable { guest: frontend.guest(), sector });
             }
@@ -142,28 +166,33 @@ impl Lent {
     pub fn check_disks(&self, machine: &mut Machine, frontends: &[Frontend]) {
         let mut touched = BTreeSet::new();
         for frontend in frontends {
-            let Some(disk) = self.disk(frontend.target()) else { continue };
+            let Some((node, disk, first)) = self.extent(frontend.target()) else { continue };
             let wrong = |sector: &u64| {
-                let (block, range) = place(disk, *sector);
+                let (block, range) = place(disk, first, *sector);
                 !frontend.shadow().accepts(*sector, &disk.read(block, 1)[range])
             };
             if let Some(sector) = frontend.shadow().touched().find(wrong) {
                 machine.violated(Violation::Corrupt { guest: frontend.guest(), sector });
             }
-            let blocks = frontend.shadow().touched().map(|sector| place(disk, sector).0);
-            touched.extend(blocks.map(|block| (name(frontend.target()), block)));
+            let blocks = frontend.shadow().touched().map(|sector| place(disk, first, sector).0);
+            touched.extend(blocks.map(|block| (node.clone(), block)));
         }
         for (target, disk) in self.disks() {
-            let stray = disk.written().find(|block| !touched.contains(&(target.as_str(), *block)));
+            let stray = disk.written().find(|block| !touched.contains(&(target.clone(), *block)));
             if let Some(block) = stray {
                 machine.violated(Violation::Stray { target, block });
             }
         }
     }
 
-    /// The disk that Linux would give this name.
-    fn disk(&self, target: &str) -> Option<&Disk> {
-        self.disks().find(|(disk, _)| disk == name(target)).map(|(_, disk)| disk)
+    /// The disk that a `target=` is on, and the block where it starts.
+    fn extent(&self, target: &str) -> Option<(String, &Disk, u64)> {
+        let name = target.strip_prefix("/dev/").unwrap_or(target);
+        let (node, first) = match self.parts.get(name) {
+            Some((node, first)) => (node.as_str(), *first),
+            None => (name, 0),
+        };
+        self.disks().find(|(disk, _)| disk == node).map(|(node, disk)| (node, disk, first))
     }
 
     fn disks(&self) -> impl Iterator<Item = (String, &Disk)> {
@@ -233,16 +262,11 @@ impl Slot {
     }
 }
 
-/// A `target=` without its directory.
-fn name(target: &str) -> &str {
-    target.strip_prefix("/dev/").unwrap_or(target)
-}
-
-/// The block in which a sector lies, and where in it.
-fn place(disk: &Disk, sector: u64) -> (u64, Range<usize>) {
+/// The block in which a sector lies of what starts at block `first`, and where in it.
+fn place(disk: &Disk, first: u64, sector: u64) -> (u64, Range<usize>) {
     let sectors = (disk.block_size() / SECTOR_SIZE) as u64;
     let start = (sector % sectors) as usize * SECTOR_SIZE;
-    (sector / sectors, start..start + SECTOR_SIZE)
+    (first + sector / sectors, start..start + SECTOR_SIZE)
 }
 
 fn is_master(function: &Function) -> bool {

@@ -16,6 +16,7 @@ pub mod ports;
 pub mod requests;
 pub mod rng;
 pub mod shadow;
+pub mod tables;
 pub mod toolstack;
 pub mod tree;
 pub mod world;

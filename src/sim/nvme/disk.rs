@@ -10,11 +10,13 @@ use crate::sim::rng::Rng;
 
 type Blocks = BTreeMap<u64, Box<[u8]>>;
 
-/// Blocks that were never written read as zeroes.
+/// Blocks that were never written, and held nothing from the start, read as zeroes.
 #[derive(Clone, Debug)]
 pub struct Disk {
     block_size: usize,
     volatile_cache: bool,
+    /// What it held before anybody here wrote.
+    original: Blocks,
     safe: Blocks,
     /// Written and not flushed.
     cached: Blocks,
@@ -24,7 +26,8 @@ impl Disk {
     /// An empty disk; without a volatile cache each write is safe at once.
     #[must_use]
     pub fn new(block_size: usize, volatile_cache: bool) -> Self {
-        Self { block_size, volatile_cache, safe: Blocks::new(), cached: Blocks::new() }
+        let (original, safe, cached) = (Blocks::new(), Blocks::new(), Blocks::new());
+        Self { block_size, volatile_cache, original, safe, cached }
     }
 
     /// Bytes of a block.
@@ -38,18 +41,30 @@ impl Disk {
     pub fn read(&self, first: u64, blocks: u64) -> Vec<u8> {
         let mut data = Vec::new();
         for block in first..first + blocks {
-            match self.cached.get(&block).or_else(|| self.safe.get(&block)) {
+            match self.cached.get(&block) {
                 Some(bytes) => data.extend_from_slice(bytes),
-                None => data.extend(vec![0; self.block_size]),
+                None => data.extend(self.read_safe(block)),
             }
         }
         data
     }
 
+    /// Gives it a block that it held from the start.
+    pub fn hold(&mut self, block: u64, data: &[u8]) {
+        self.original.insert(block, data.into());
+    }
+
+    /// Whether it held nothing from the start.
+    #[must_use]
+    pub fn was_blank(&self) -> bool {
+        self.original.is_empty()
+    }
+
     /// What a block holds after a power cut, whatever the cut takes from the cache.
     #[must_use]
     pub fn read_safe(&self, block: u64) -> Vec<u8> {
-        self.safe.get(&block).map_or_else(|| vec![0; self.block_size], |bytes| bytes.to_vec())
+        let bytes = self.safe.get(&block).or_else(|| self.original.get(&block));
+        bytes.map_or_else(|| vec![0; self.block_size], |bytes| bytes.to_vec())
     }
 
     /// Writes whole blocks from `first` on.

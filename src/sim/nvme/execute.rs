@@ -302,6 +302,8 @@ impl Controller {
         let chunks = self.data_pages(command, blocks << shape.block_shift, dma)?;
         match command.opcode {
             io::READ => {
+                self.reads.resize(self.disks.len(), Vec::new());
+                self.reads[index].push(first);
                 let data = self.disks[index].read(first, blocks);
                 scatter(&data, &chunks, dma).map_err(failed)
             }
@@ -389,7 +391,8 @@ fn gather(chunks: &[(BusAddr, u64)], dma: &mut impl Dma) -> Result<Vec<u8>, DmaF
 
 fn describe_controller(settings: &Settings) -> [u8; PAGE_SIZE] {
     let mut data = [0; PAGE_SIZE];
-    data[4..24].copy_from_slice(b"PLATTER0            ");
+    data[4..24].fill(b' ');
+    data[4..4 + settings.serial.len()].copy_from_slice(settings.serial.as_bytes());
     data[24..64].copy_from_slice(b"Simulated NVMe                          ");
     data[64..72].copy_from_slice(b"1.0     ");
     data[77] = settings.mdts;

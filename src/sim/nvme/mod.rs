@@ -82,6 +82,8 @@ pub struct Settings {
     pub volatile_cache: bool,
     /// Whether MSI-X is enabled.
     pub msix: bool,
+    /// Its serial number.
+    pub serial: String,
     /// The time a command takes.
     pub latency: Range<Duration>,
     /// The state it is found in.
@@ -102,6 +104,7 @@ impl Settings {
             mdts: 7,
             volatile_cache: true,
             msix: true,
+            serial: "PLATTER0".into(),
             latency: Duration::from_micros(5)..Duration::from_micros(500),
             found: Found::Off,
         }
@@ -197,6 +200,8 @@ pub struct Controller {
     disks: Vec<Disk>,
     violations: Vec<String>,
     flushes: u64,
+    /// Blocks that were read, by namespace.
+    reads: Vec<Vec<u64>>,
 }
 
 impl Controller {
@@ -221,6 +226,7 @@ impl Controller {
             running: Vec::new(),
             violations: Vec::new(),
             flushes: 0,
+            reads: Vec::new(),
         };
         controller.use_by_others();
         controller
@@ -252,6 +258,12 @@ impl Controller {
     #[must_use]
     pub fn flushes(&self) -> u64 {
         self.flushes
+    }
+
+    /// The first blocks of all reads of a namespace, in order.
+    #[must_use]
+    pub fn reads(&self, namespace: usize) -> &[u64] {
+        self.reads.get(namespace).map_or(&[], Vec::as_slice)
     }
 
     /// What the driver did that it may not do. Faults of DMA are recorded by the memory.
