@@ -29,8 +29,12 @@ pub const CONTROLLERS: usize = 8;
 /// Namespaces or disks behind one controller.
 pub const NAMESPACES: usize = 16;
 
-/// Names a `target=` can resolve to.
-pub const VOLUMES: usize = CONTROLLERS * NAMESPACES;
+/// Disks that a `target=` can name.
+pub const DISKS: usize = CONTROLLERS * NAMESPACES;
+
+/// Partitions of all disks together that a `target=` can name: each takes some 200 bytes of the
+/// image, and all of them 100 KiB.
+pub const PARTITIONS: usize = 512;
 
 /// Entries of a GUID partition table: eight times as many as are common, read a page at a time.
 pub const GPT_ENTRIES: u32 = 1024;

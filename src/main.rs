@@ -32,7 +32,7 @@ extern "C" fn platter_start(start_info: usize, tsc: u64) -> ! {
     }
 
     let mut tables = TABLES.lock();
-    let mut domain = Domain::new(&mut tables, given.store, given.store_port, started);
+    let mut domain = Domain::new(&mut tables, options, given.store, given.store_port, started);
     loop {
         report::set_now(xen.now());
         match domain.turn(&mut xen) {

@@ -13,4 +13,4 @@ mod vbd;
 
 pub use handshake::DeviceId;
 pub use ring::{Command, Counters, Ring, Tally};
-pub use vbd::Vbd;
+pub use vbd::{Hold, Vbd};

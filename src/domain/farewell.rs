@@ -31,7 +31,7 @@ impl Farewell {
         match self {
             Self::Draining => {
                 let mut rings = vbds.iter_mut().flatten().filter_map(Vbd::ring_mut);
-                if rings.any(|ring| is_waited_for(ring, disks)) {
+                if rings.any(|ring| is_waited_for(ring, disks)) || io.is_reading(disks) {
                     return Some(self);
                 }
                 io.flush(hal, disks);

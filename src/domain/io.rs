@@ -7,10 +7,11 @@
 use heapless::Vec;
 
 use crate::blkback::{Ring, Vbd};
-use crate::drivers::{Completion, Disk, Operation, Refusal, Token};
+use crate::drivers::{Completion, DeviceError, Disk, Operation, Refusal, Token};
 use crate::hal::{GrantMap, GrantMapping, Hal, Memory};
 use crate::limits;
-use crate::units::{Block, Instant};
+use crate::units::{Block, Instant, Span};
+use crate::volume::DiskIndex;
 use crate::wire::blkif;
 
 /// Completions taken from one controller at a time.
@@ -66,10 +67,23 @@ pub(super) struct Io {
     closing: bool,
     /// Flushes of our own that are under way, by controller.
     flushes: [usize; limits::CONTROLLERS],
+    read: OurRead,
 }
 
 /// Names the flushes before the end; no vbd has this place.
 const OUR_FLUSH: Token = Token(u32::MAX);
+
+/// Names the read of our own, of which there is one at a time; no vbd has this place either.
+const OUR_READ: Token = Token(u32::MAX - 1);
+
+/// Reads of our own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OurRead {
+    None,
+    /// By this controller.
+    UnderWay(usize),
+    Ended(Result<(), DeviceError>),
+}
 
 pub(super) type Vbds = Vec<Option<Vbd>, { limits::VBD_PLACES }>;
 pub(super) type Disks = Vec<Disk, { limits::CONTROLLERS }>;
@@ -89,6 +103,7 @@ impl Io {
             done: Vec::new(),
             closing: false,
             flushes: [0; limits::CONTROLLERS],
+            read: OurRead::None,
         }
     }
 
@@ -113,7 +128,42 @@ impl Io {
         }
     }
 
-    /// Whether such a flush is still under way, and may end.
+    /// Reads blocks of a disk into memory of our own, when no such read is under way.
+    ///
+    /// # Errors
+    /// Not now, or never: the controller's status tells.
+    pub(super) fn read(
+        &mut self,
+        disks: &mut Disks,
+        from: DiskIndex,
+        first: Block,
+        to: Span,
+    ) -> Result<(), Refusal> {
+        let disk = disks.get_mut(from.controller).filter(|_| !self.closing).ok_or(Refusal::NotReady)?;
+        disk.submit(OUR_READ, from.namespace, Operation::Read, first, &[to])?;
+        self.read = OurRead::UnderWay(from.controller);
+        Ok(())
+    }
+
+    /// What became of the read, once it has ended.
+    pub(super) fn take_read(&mut self) -> Option<Result<(), DeviceError>> {
+        let OurRead::Ended(result) = self.read else { return None };
+        self.read = OurRead::None;
+        Some(result)
+    }
+
+    /// Does not wait for the read any more: its controller has failed.
+    pub(super) fn forget_read(&mut self) {
+        self.read = OurRead::None;
+    }
+
+    /// Whether the read is still under way, and may end.
+    pub(super) fn is_reading(&self, disks: &Disks) -> bool {
+        let OurRead::UnderWay(controller) = self.read else { return false };
+        disks.get(controller).is_some_and(|disk| !disk.has_failed())
+    }
+
+    /// Whether a flush of our own is still under way, and may end.
     pub(super) fn is_flushing(&self, disks: &Disks) -> bool {
         disks.iter().zip(&self.flushes).any(|(disk, flushes)| *flushes > 0 && !disk.has_failed())
     }
@@ -146,9 +196,16 @@ impl Io {
         for (disk, flushes) in disks.iter_mut().zip(&mut self.flushes) {
             progress |= disk.turn(hal, now, &mut self.done);
             for completion in &self.done {
-                if completion.token == OUR_FLUSH {
-                    *flushes -= 1;
-                    continue;
+                match completion.token {
+                    OUR_FLUSH => {
+                        *flushes -= 1;
+                        continue;
+                    }
+                    OUR_READ => {
+                        self.read = OurRead::Ended(completion.result);
+                        continue;
+                    }
+                    Token(_) => {}
                 }
                 let (index, slot) = place(completion.token);
                 if let Some(ring) = ring(vbds, index) {

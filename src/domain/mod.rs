@@ -3,8 +3,9 @@
 //! says whether to turn again, sleep, or end.
 //!
 //! `home` holds the conversation about the domain itself, `scan` finds devices in xenstore, `foreign`
-//! refuses those of other kinds, `errors` bounds what they leave there, `io` carries requests between rings and disks, `ports` knows whose
-//! an event channel is, `farewell` ends it.
+//! refuses those of other kinds, `errors` bounds what they leave there, `survey` makes volumes of
+//! disks, `io` carries requests between rings and disks, `ports` knows whose an event channel is,
+//! `farewell` ends it.
 
 mod errors;
 mod farewell;
@@ -13,6 +14,7 @@ mod home;
 mod io;
 mod ports;
 mod scan;
+mod survey;
 
 use heapless::Vec;
 
@@ -23,6 +25,7 @@ use self::home::{Home, Request};
 use self::io::{Disks, Io, Vbds};
 use self::ports::{Owner, PortTable};
 use self::scan::Scan;
+use self::survey::Survey;
 use crate::blkback::{DeviceId, Vbd};
 use crate::drivers::nvme::Nvme;
 use crate::drivers::pci::{self, DeviceKind, Found, Pci};
@@ -30,8 +33,9 @@ use crate::drivers::{Disk, Status};
 use crate::hal::{Hal, HypervisorError};
 use crate::limits;
 use crate::mem::SharedPage;
+use crate::options::Options;
 use crate::units::{Instant, Port};
-use crate::volume::{DiskIndex, Volume, Volumes};
+use crate::volume::Volumes;
 use crate::wire::xenbus::{Job, Node, StoreError};
 use crate::xenstore::{Store, StoreEvent};
 
@@ -108,6 +112,7 @@ enum Start {
 /// The domain.
 pub struct Domain<'a> {
     tables: &'a mut Tables,
+    options: Options<'a>,
     store: Store,
     speaker: Option<Speaker>,
     home: Home,
@@ -115,6 +120,7 @@ pub struct Domain<'a> {
     scan: Scan,
     /// The device of another kind that is being refused.
     foreign: Option<Foreign>,
+    survey: Survey,
     errors: Errors,
     start: Start,
     started: Instant,
@@ -127,16 +133,24 @@ pub struct Domain<'a> {
 impl<'a> Domain<'a> {
     /// A domain that was entered at `started`, with the store's page and port.
     #[must_use]
-    pub fn new(tables: &'a mut Tables, store: SharedPage, store_port: Port, started: Instant) -> Self {
+    pub fn new(
+        tables: &'a mut Tables,
+        options: Options<'a>,
+        store: SharedPage,
+        store_port: Port,
+        started: Instant,
+    ) -> Self {
         tables.ports.set(store_port, Some(Owner::Store));
         Self {
             tables,
+            options,
             store: Store::new(store, store_port),
             speaker: None,
             home: Home::new(),
             pci: Pci::new(),
             scan: Scan::new(),
             foreign: None,
+            survey: Survey::new(),
             errors: Errors::new(),
             start: Start::Devices,
             started,
@@ -272,8 +286,10 @@ impl<'a> Domain<'a> {
             }
             Some(Speaker::Vbd(index)) => {
                 let Tables { vbds, volumes, .. } = &mut *self.tables;
-                if let Some(vbd) = &mut vbds[index] {
-                    vbd.job_done(now, hal, volumes, result, answers);
+                let (before, rest) = vbds.split_at_mut(index);
+                if let [Some(vbd), after @ ..] = rest {
+                    let others = before.iter().chain(&*after).flatten().filter_map(Vbd::hold);
+                    vbd.job_done(now, hal, volumes, others, result, answers);
                     self.settle_vbd(index);
                 }
             }
@@ -345,6 +361,8 @@ impl<'a> Domain<'a> {
                 log::error!("pci {}: {error}", found.address);
             }
         }
+        let Tables { disks, volumes, io, .. } = &mut *self.tables;
+        progress |= self.survey.turn(hal, disks, volumes, io, &self.options);
         if self.start == Start::Devices && self.pci.settled() && self.disks_settled() && self.home.is_set_up()
         {
             self.start = Start::Ready;
@@ -355,7 +373,8 @@ impl<'a> Domain<'a> {
     }
 
     fn disks_settled(&self) -> bool {
-        self.tables.disks.iter().all(|disk| disk.status() != Status::Starting)
+        let disks = &self.tables.disks;
+        disks.iter().all(|disk| disk.status() != Status::Starting) && self.survey.is_done(disks)
     }
 
     fn add_controller(&mut self, hal: &mut impl Hal, found: &Found) -> Result<(), HypervisorError> {
@@ -384,7 +403,7 @@ impl<'a> Domain<'a> {
         Ok(())
     }
 
-    /// Makes volumes of the disks and opens the doors.
+    /// Opens the doors.
     fn ready(&mut self, now: Instant) {
         let Tables { disks, volumes, .. } = &mut *self.tables;
         if let Some(refusal) = self.pci.none_reason() {
@@ -394,17 +413,9 @@ impl<'a> Domain<'a> {
             if let Status::Failed(error) = disk.status() {
                 volumes.explain_nothing(format_args!("nvme{controller}: {error}"));
             }
-            for (index, claimed) in disk.namespaces().iter().enumerate() {
-                let name = format_args!("nvme{controller}n{}", index + 1);
-                let place = DiskIndex { controller, namespace: index };
-                let volume = claimed
-                    .as_ref()
-                    .map_err(|_| "see the log of its controller")
-                    .and_then(|disk| Volume::whole(place, disk.block_size, disk.blocks, disk.volatile_cache));
-                if volumes.add(name, volume).is_err() {
-                    log::warn!("{name}: not served: there are {} volumes already", limits::VOLUMES);
-                }
-            }
+        }
+        for name in self.options.opaque().filter(|name| !volumes.disks().any(|disk| disk.is_named(name))) {
+            log::warn!("option opaque lists {name}, but there is no such disk");
         }
         log::info!("ready in {} ms", now.since(self.started).as_millis());
         self.home.set_ready();

@@ -1,28 +1,53 @@
-//! Volumes: what a `target=` can name, and where a volume's sectors lie on its disk. `domain` fills
-//! the table from what `drivers` found, `blkback` looks names up and translates every request. The
-//! only place that turns 512-byte sectors into blocks.
+//! Volumes: what a `target=` can name, and where a volume's sectors lie on its disk. `domain` brings
+//! disks and the blocks that [`reader`] asks for, `blkback` looks names up and translates every
+//! request. The only place that turns 512-byte sectors into blocks.
 //!
-//! Not handled: partitions.
+//! `table` holds what there is, `names` knows how it may be named, `reader` makes partitions of
+//! their tables on a disk, whose formats are in `wire`.
+//!
+//! A table that is read is one that no guest can write: no partition covers any block of it, a table
+//! within a partition is not looked at, and a whole disk is writable only if its table is never read.
+
+mod names;
+pub mod reader;
+mod table;
 
 use core::fmt;
 
-use heapless::{String, Vec};
-
-use crate::limits;
 use crate::units::{Block, SECTOR_SIZE, Sector};
 use crate::wire::blkif::Reject;
-use crate::wire::xenbus::{self, Value};
 
-/// A volume's name without `/dev/`: `nvme0n1`.
-pub type VolumeName = String<16>;
+pub use table::{Disk, NameError, NoRoom, PartUuid, Partition, Unusable, Volumes};
 
-/// Which disk: a controller, and one of the disks behind it.
+/// Which disk: a controller, and one of the disks behind it. Displayed as Linux names it: `nvme0n1`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DiskIndex {
     /// Index among the controllers of the domain.
     pub controller: usize,
     /// Index among the namespaces of the controller.
     pub namespace: usize,
+}
+
+impl fmt::Display for DiskIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "nvme{}n{}", self.controller, self.namespace + 1)
+    }
+}
+
+/// A volume's name, displayed without `/dev/`: `nvme0n1`, `nvme0n1p2`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VolumeName {
+    /// The disk it is on.
+    pub disk: DiskIndex,
+    /// The number of the partition; none for the whole disk.
+    pub partition: Option<u32>,
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.disk.fmt(f)?;
+        self.partition.map_or(Ok(()), |number| write!(f, "p{number}"))
+    }
 }
 
 /// A range of a disk's blocks that is served as a disk of its own.
@@ -34,6 +59,7 @@ pub struct Volume {
     pub volatile_cache: bool,
     /// Sectors of a block, as a power of two.
     sector_shift: u32,
+    /// Its place on the disk, of which it has no block beyond the end.
     first: Block,
     /// Its length; in sectors it fits a `u64`.
     blocks: Block,
@@ -59,6 +85,27 @@ impl Volume {
             return Err("its size makes no sense");
         }
         Ok(Self { disk, volatile_cache, sector_shift, first: Block(0), blocks })
+    }
+
+    /// The part of it that starts at `first` and has that many blocks, if there is such a part.
+    #[must_use]
+    pub fn part(&self, first: Block, blocks: Block) -> Option<Self> {
+        let end = first.0.checked_add(blocks.0)?;
+        let is_inside = blocks.0 != 0 && end <= self.blocks.0;
+        is_inside.then(|| Self { first: Block(self.first.0 + first.0), blocks, ..*self })
+    }
+
+    /// Whether it has a block of the disk in common with another volume.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let end = |volume: &Self| volume.first.0 + volume.blocks.0;
+        self.disk == other.disk && self.first.0 < end(other) && other.first.0 < end(self)
+    }
+
+    /// Its length in blocks.
+    #[must_use]
+    pub const fn blocks(&self) -> Block {
+        self.blocks
     }
 
     /// Its length.
@@ -101,101 +148,23 @@ impl Volume {
     }
 }
 
-/// Why a name cannot be served, for whoever asked for it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum NameError<'a> {
-    /// There are volumes, none of that name.
-    Unknown(&'a str),
-    /// There are no volumes at all, for this reason.
-    Nothing(&'a str),
-    /// There is such a volume, but it cannot be used, for this reason.
-    Unusable(&'a str, &'a str),
-}
-
-impl fmt::Display for NameError<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unknown(name) => write!(f, "no volume named \"{}\"", name.as_bytes().escape_ascii()),
-            Self::Nothing(reason) => f.write_str(reason),
-            Self::Unusable(name, reason) => {
-                write!(f, "\"{}\" cannot be used: {reason}", name.as_bytes().escape_ascii())
-            }
-        }
-    }
-}
-
-/// The table has no room for another volume, or for so long a name.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NoRoom;
-
-type Entry = (VolumeName, Result<Volume, &'static str>);
-
-/// Every volume by name.
-#[derive(Debug)]
-pub struct Volumes {
-    entries: Vec<Entry, { limits::VOLUMES }>,
-    /// Why there is nothing to serve, where that is known.
-    nothing: Option<Value>,
-}
-
-impl Volumes {
-    /// No volumes.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self { entries: Vec::new(), nothing: None }
-    }
-
-    /// Adds a volume under a name such as `nvme0n1`, or the reason why it cannot be used.
-    ///
-    /// # Errors
-    /// There are [`limits::VOLUMES`] already, or the name is too long for a [`VolumeName`].
-    pub fn add(
-        &mut self,
-        name: impl fmt::Display,
-        volume: Result<Volume, &'static str>,
-    ) -> Result<(), NoRoom> {
-        let name = VolumeName::try_from(xenbus::cut(name).as_str()).map_err(|_| NoRoom)?;
-        self.entries.push((name, volume)).map_err(|_| NoRoom)
-    }
-
-    /// Says why there is nothing to serve, for as long as that is so.
-    pub fn explain_nothing(&mut self, reason: impl fmt::Display) {
-        self.nothing = Some(xenbus::cut(reason));
-    }
-
-    /// The volume a `target=` names, with or without `/dev/`, and its name.
-    ///
-    /// # Errors
-    /// Why it cannot be served.
-    pub fn find<'a>(&'a self, target: &'a str) -> Result<(&'a VolumeName, Volume), NameError<'a>> {
-        let name = target.strip_prefix("/dev/").unwrap_or(target);
-        match self.entries.iter().find(|(known, _)| known == name) {
-            Some((known, Ok(volume))) => Ok((known, *volume)),
-            Some((_, Err(reason))) => Err(NameError::Unusable(target, reason)),
-            None if self.entries.is_empty() => {
-                Err(NameError::Nothing(self.nothing.as_deref().unwrap_or("there are no disks")))
-            }
-            None => Err(NameError::Unknown(target)),
-        }
-    }
-}
-
-impl Default for Volumes {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use std::format;
-    use std::string::ToString;
+    use crate::wire::nvme::identify::Identity;
 
     pub(crate) const DISK: DiskIndex = DiskIndex { controller: 1, namespace: 2 };
 
     pub(crate) fn volume(block_size: u32, blocks: u64) -> Volume {
         Volume::whole(DISK, block_size, Block(blocks), true).unwrap()
+    }
+
+    /// The opaque disk `nvme0n1`, or one behind it, with that volume as its whole.
+    pub(crate) fn disk(namespace: usize, whole: Volume) -> Disk {
+        let index = DiskIndex { controller: 0, namespace };
+        let volume = Ok(Volume { disk: index, ..whole });
+        let nsid = u32::try_from(namespace).unwrap() + 1;
+        Disk { index, identity: Identity::NONE, nsid, opaque: true, volume }
     }
 
     #[test]
@@ -235,48 +204,35 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_volume_inside_a_disk_is_moved_and_bounded() {
-        let part = Volume { first: Block(2048), ..volume(1024, 10) };
+    fn a_part_of_a_disk_is_moved_and_bounded() {
+        let disk = volume(1024, 2058);
+        let part = disk.part(Block(2048), Block(10)).unwrap();
         assert_eq!(part.translate(Sector(18), 2), Ok(Block(2057)));
         assert_eq!(part.translate(Sector(20), 2), Err(Reject::Range));
     }
 
     #[test]
-    fn names_are_found_with_or_without_dev() {
-        let mut volumes = Volumes::new();
-        volumes.add("nvme0n1", Ok(volume(512, 1))).unwrap();
-        volumes.add(format_args!("nvme{}n{}", 0, 2), Ok(volume(512, 2))).unwrap();
-        volumes.add("nvme0n3", Err("its block size is not served")).unwrap();
-        for name in ["nvme0n2", "/dev/nvme0n2"] {
-            let (name, volume) = volumes.find(name).unwrap();
-            assert_eq!((name.as_str(), volume.sectors()), ("nvme0n2", Sector(2)));
+    fn a_part_has_blocks_and_all_of_them_on_the_disk() {
+        let disk = volume(512, 100);
+        assert_eq!(disk.part(Block(0), Block(100)), Some(disk));
+        for (first, blocks) in [(0, 0), (0, 101), (100, 1), (99, 2), (u64::MAX, 1), (1, u64::MAX)] {
+            assert_eq!(disk.part(Block(first), Block(blocks)), None, "{first}+{blocks}");
         }
-        let why = |name| volumes.find(name).unwrap_err().to_string();
-        assert_eq!(why("/dev/nvme0n9"), "no volume named \"/dev/nvme0n9\"");
-        assert_eq!(why("nvme0n"), "no volume named \"nvme0n\"");
-        assert_eq!(why("/dev//dev/nvme0n1"), "no volume named \"/dev//dev/nvme0n1\"");
-        assert_eq!(why("a\n\"\u{e9}"), "no volume named \"a\\n\\\"\\xc3\\xa9\"");
-        assert_eq!(why("/dev/nvme0n3"), "\"/dev/nvme0n3\" cannot be used: its block size is not served");
     }
 
     #[test]
-    fn an_empty_table_says_why() {
-        let mut volumes = Volumes::new();
-        assert_eq!(volumes.find("nvme0n1").unwrap_err().to_string(), "there are no disks");
-        volumes.explain_nothing("no PCI device was given to this domain");
-        let why = volumes.find("nvme0n1").unwrap_err().to_string();
-        assert_eq!(why, "no PCI device was given to this domain");
-        volumes.add("nvme0n1", Ok(volume(512, 1))).unwrap();
-        assert_eq!(volumes.find("x").unwrap_err(), NameError::Unknown("x"));
-    }
-
-    #[test]
-    fn the_table_is_bounded() {
-        let mut volumes = Volumes::new();
-        for n in 0..limits::VOLUMES {
-            volumes.add(format!("nvme0n{n}"), Ok(volume(512, 1))).unwrap();
+    fn volumes_overlap_by_block_on_the_same_disk_only() {
+        let disk = volume(512, 100);
+        let part = |first, blocks| disk.part(Block(first), Block(blocks)).unwrap();
+        let middle = part(10, 10);
+        for (first, blocks, expected) in
+            [(0, 10, false), (0, 11, true), (10, 10, true), (12, 1, true), (19, 1, true), (20, 80, false)]
+        {
+            assert_eq!(part(first, blocks).overlaps(&middle), expected, "{first}+{blocks}");
+            assert_eq!(middle.overlaps(&part(first, blocks)), expected, "{first}+{blocks}");
         }
-        assert_eq!(volumes.add("nvme9n9", Ok(volume(512, 1))), Err(NoRoom));
-        assert_eq!(Volumes::new().add("a-name-of-17-byte", Ok(volume(512, 1))), Err(NoRoom));
+        assert!(disk.overlaps(&middle) && middle.overlaps(&disk));
+        let elsewhere = DiskIndex { controller: 1, namespace: 3 };
+        assert!(!middle.overlaps(&Volume { disk: elsewhere, ..middle }));
     }
 }

@@ -2,9 +2,11 @@
 
 use platter::domain::{Domain, End, Tables, Turn};
 use platter::hal::Clock as _;
+use platter::options::Options;
 use platter::sim::nvme::{Settings, Shape};
 use platter::sim::requests::Load;
 use platter::sim::shadow::Shadow;
+use platter::sim::tables::Gpt;
 use platter::sim::toolstack::{Disk, JobId, Outcome};
 use platter::sim::world::{Pace, World};
 use platter::sim::xenstored::Flavour;
@@ -27,10 +29,18 @@ pub(crate) fn world(seed: u64) -> World {
 /// One more such controller.
 pub(crate) fn add_nvme(world: &World, seed: u64) {
     let shape = |id| Shape { id, blocks: SECTORS, block_shift: 9, metadata: 0 };
-    let settings = Settings { namespaces: [shape(1), shape(2)].into(), ..Settings::new(seed) };
+    let serial = format!("SEED{seed}");
+    let settings = Settings { namespaces: [shape(1), shape(2)].into(), serial, ..Settings::new(seed) };
     let mut state = world.state();
     let state = &mut *state;
     state.lent.add_nvme(&mut state.machine, settings);
+}
+
+/// A world whose `nvme0n1` has so many partitions of equal size.
+pub(crate) fn partitioned(seed: u64, count: u64) -> World {
+    let world = world(seed);
+    world.state().lent.partition(0, 0, &Gpt::equal(512, SECTORS, count));
+    world
 }
 
 /// Attaches a disk to a new guest, which then makes its load's requests; returns the job and the
@@ -47,13 +57,24 @@ pub(crate) fn disk(guest: u16, target: &str) -> Disk {
     Disk { guest: DomId(guest), dev: DEV, target: target.into(), readonly: false }
 }
 
-/// Boots the image and lets it run until nobody has anything left to do; then `next` may change
-/// the world, again and again until it says false.
-pub(crate) fn run(world: &mut World, mut next: impl FnMut(&World, usize) -> bool) -> Option<End> {
+/// Boots the image, with every disk opaque that has no partition table, and lets it run until nobody
+/// has anything left to do; then `next` may change the world, again and again until it says false.
+pub(crate) fn run(world: &mut World, next: impl FnMut(&World, usize) -> bool) -> Option<End> {
+    let opaque = world.state().lent.blank_disks().join(",");
+    run_with(world, &format!("opaque={opaque}"), next)
+}
+
+/// The same, with this command line.
+pub(crate) fn run_with(
+    world: &mut World,
+    line: &str,
+    mut next: impl FnMut(&World, usize) -> bool,
+) -> Option<End> {
+    let options = Options::parse(line.as_bytes());
     let mut tables = Box::new(Tables::new());
     let (page, port) = world.store();
     let started = world.now();
-    let mut domain = Domain::new(&mut tables, page, port, started);
+    let mut domain = Domain::new(&mut tables, options, page, port, started);
     let mut end = None;
     for act in 0.. {
         let result = world.run(|world| match domain.turn(world) {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use platter::domain::End;
 use platter::limits;
-use platter::sim::frontend::front_path;
+use platter::sim::frontend::{Frontend, front_path};
 use platter::sim::machine::Machine;
 use platter::sim::nvme::{Faults, Settings};
 use platter::sim::requests::Load;
@@ -15,7 +15,7 @@ use platter::sim::shadow::{Shadow, content};
 use platter::sim::world::{State, World};
 use platter::units::{DomId, GrantRef, Instant};
 
-use crate::host::{DEV, SECTORS, add_nvme, attach, disk, run, world};
+use crate::host::{DEV, SECTORS, add_nvme, attach, disk, partitioned, run, world};
 use crate::rogue::{FLUSH, READ, Rogue};
 
 const DONE: bool = false;
@@ -56,8 +56,8 @@ fn data_that_comes_with_a_flush_is_written_though_nothing_follows() {
         // What the disk must hold then is known to a guest that does nothing itself.
         let mut shadow = Shadow::default();
         shadow.written(100, 1, 7);
-        world.state().create_guest(DomId(6));
-        world.state().attach(&disk(6, "/dev/nvme0n1"), Load::new(0, SECTORS, 0), shadow);
+        let witness = Frontend::new(&disk(6, "/dev/nvme0n1"), Load::new(0, SECTORS, 0), shadow);
+        world.state().frontends.push(witness);
         rogue.later(&world, CONNECTED, |rogue, state| {
             let (page, gref) = rogue.grant(&mut state.machine);
             page.write(512, &content(100, 7));
@@ -132,10 +132,10 @@ fn a_controller_that_fails_while_it_is_flushed_does_not_keep_the_shutdown() {
 #[test]
 fn rings_that_want_more_than_a_controller_holds_have_equal_shares() {
     for seed in 0..10 {
-        let mut world = world(seed);
+        let mut world = partitioned(seed, 3);
         add_nvme(&world, seed + 100);
         let other = connected(&world, 5, "/dev/nvme1n1");
-        let rogues = [6, 7, 8].map(|guest| connected(&world, guest, "/dev/nvme0n1"));
+        let rogues = [1, 2, 3].map(|n| connected(&world, 5 + n, &format!("/dev/nvme0n1p{n}")));
         for rogue in rogues.into_iter().chain([other]) {
             rogue.later(&world, CONNECTED, |rogue, state| ask_for_much(rogue, &mut state.machine));
         }
@@ -268,11 +268,11 @@ fn a_device_is_forced_off_while_its_controller_is_reset() {
 #[test]
 fn a_storm_of_flushes_leaves_others_their_share() {
     for seed in 0..10 {
-        let mut world = world(seed);
-        let rogues = [5, 6].map(|guest| connected(&world, guest, "/dev/nvme0n1"));
+        let mut world = partitioned(seed, 3);
+        let rogues = [1, 2].map(|n| connected(&world, 4 + n, &format!("/dev/nvme0n1p{n}")));
         let patience = Duration::from_millis(20);
-        let one = Load { depth: 1, patience, ..Load::new(0, SECTORS, 200) };
-        let (_, calm) = attach(&world, 7, "/dev/nvme0n1", one);
+        let one = Load { depth: 1, patience, ..Load::new(0, SECTORS / 4, 200) };
+        let (_, calm) = attach(&world, 7, "/dev/nvme0n1p3", one);
         for rogue in rogues {
             (0..32).for_each(|place| rogue.put(place, FLUSH, u64::MAX, &[]));
             rogue.later(&world, CONNECTED, |rogue, state| storm(rogue, state, 32));

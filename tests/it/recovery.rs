@@ -76,7 +76,7 @@ fn a_forgotten_command_fails_its_own_request_and_no_other() {
         // It is busy when the controller is reset.
         world.state().at(later, move |state| {
             assert_eq!(state.lent.controller(0).faults.forgets, 0);
-            let other = disk(6, "/dev/nvme0n1");
+            let other = disk(6, "/dev/nvme0n2");
             state.create_guest(other.guest);
             state.attach(&other, Load { patience, ..Load::new(8, SECTORS - 8, 4000) }, Shadow::default());
         });

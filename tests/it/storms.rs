@@ -8,12 +8,13 @@ use platter::limits;
 use platter::sim::frontend::{Stage, back_path, front_path};
 use platter::sim::machine::DRIVER;
 use platter::sim::requests::Load;
+use platter::sim::tables::Gpt;
 use platter::sim::toolstack::Outcome;
 use platter::sim::tree::Perms;
 use platter::sim::world::World;
 use platter::units::DomId;
 
-use crate::host::{DEV, SECTORS, add_nvme, assert_outcome, attach, disk, run, world};
+use crate::host::{DEV, SECTORS, add_nvme, assert_outcome, attach, disk, partitioned, run, world};
 
 const DONE: bool = false;
 
@@ -127,11 +128,11 @@ fn devices_for_other_backends_are_refused_at_once() {
 #[test]
 fn one_device_too_many_is_refused_at_once_and_the_others_served() {
     for seed in 0..2 {
-        let mut world = world(seed);
+        let mut world = partitioned(seed, limits::VBDS as u64 + 1);
         let guests: Vec<u16> = (5..).take(limits::VBDS + 1).collect();
         let jobs: Vec<_> = guests
             .iter()
-            .map(|&guest| attach(&world, guest, "/dev/nvme0n1", Load::new(u64::from(guest) * 64, 64, 5)).0)
+            .map(|&guest| attach(&world, guest, &format!("nvme0n1p{}", guest - 4), Load::new(0, 64, 5)).0)
             .collect();
         run(&mut world, |_, _| DONE);
         let state = world.state();
@@ -240,11 +241,13 @@ fn a_controller_that_forgets_commands_is_reset_and_serves_again() {
 fn many_guests_share_two_controllers() {
     let mut world = world(1);
     add_nvme(&world, 2);
+    for (controller, namespace) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        world.state().lent.partition(controller, namespace, &Gpt::equal(512, SECTORS, 4));
+    }
     let disks: Vec<_> = (0..16)
         .map(|i| {
-            let target = format!("/dev/nvme{}n{}", i % 2, i / 2 % 2 + 1);
-            let first = u64::from(i) * 10_000;
-            attach(&world, 5 + i, &target, Load::new(first, 10_000, 100))
+            let target = format!("/dev/nvme{}n{}p{}", i % 2, i / 2 % 2 + 1, i / 4 + 1);
+            attach(&world, 5 + i, &target, Load::new(0, 10_000, 100))
         })
         .collect();
     run(&mut world, |_, _| DONE);

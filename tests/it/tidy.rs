@@ -25,7 +25,7 @@ const ARROWS: &[(&str, &[&[&str]])] = &[
     ("volume", &[CORE]),
     ("blkback", &[CORE, &["volume"]]),
     ("drivers", &[CORE]),
-    ("domain", &[CORE, &["xenstore", "volume", "blkback", "drivers"]]),
+    ("domain", &[CORE, &["options", "xenstore", "volume", "blkback", "drivers"]]),
     ("sim", &[BASE]),
     // It writes the log to the console, also as the last words.
     ("platform", &[BASE, &["report"]]),

@@ -141,6 +141,22 @@ struct Served {
     volume: Volume,
 }
 
+/// A volume that a device has, as others see it that want one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hold {
+    id: DeviceId,
+    name: VolumeName,
+    volume: Volume,
+    writable: bool,
+}
+
+impl Hold {
+    /// Whether a device must not have that volume meanwhile: one writes blocks that both have.
+    fn excludes(&self, volume: &Volume, writable: bool) -> bool {
+        (self.writable || writable) && self.volume.overlaps(volume)
+    }
+}
+
 /// One virtual block device.
 #[derive(Debug)]
 pub struct Vbd {
@@ -233,6 +249,29 @@ impl Vbd {
         self.connection.as_ref().map(|connection| connection.port)
     }
 
+    /// The volume that is this device's, from when it was resolved until the device is closed for
+    /// good and nothing is connected. While it may be opened again, the volume is kept for it.
+    #[must_use]
+    pub fn hold(&self) -> Option<Hold> {
+        let Served { wish, name, volume } = self.served.as_ref()?;
+        let is_open = match self.state {
+            State::Found
+            | State::Doing(Task::Subscribe | Task::Offer | Task::Connect)
+            | State::Doing(Task::AnnounceClosing | Task::AnnounceClosed)
+            | State::Dwelling { .. }
+            | State::InitWait
+            | State::Connected
+            | State::Closing
+            | State::Closed
+            | State::Draining { then: Then::Close | Then::Offer } => true,
+            State::Doing(Task::Remove | Task::RemoveRefused | Task::Unsubscribe)
+            | State::Draining { then: Then::Start | Then::Leave }
+            | State::Lingering { .. }
+            | State::Finished => self.connection.is_some(),
+        };
+        is_open.then_some(Hold { id: self.id, name: *name, volume: *volume, writable: wish.writable })
+    }
+
     /// Whether the device is over: our directory is gone, nothing is mapped or watched.
     #[must_use]
     pub fn is_finished(&self) -> bool {
@@ -280,18 +319,19 @@ impl Vbd {
         Some(self.job(errand))
     }
 
-    /// The job of [`Vbd::next_job`] was done, or not.
+    /// The job of [`Vbd::next_job`] was done, or not. `others` is what all other devices hold.
     pub fn job_done(
         &mut self,
         now: Instant,
         hal: &mut impl Hal,
         volumes: &Volumes,
+        others: impl Iterator<Item = Hold>,
         result: Result<(), StoreError>,
         answers: &[Answer],
     ) {
         let Some(errand) = self.errand.take() else { return };
         let result = result.and_then(|()| match errand {
-            Errand::LookOurs => Ours::parse(answers).map(|ours| self.see_ours(ours, now, volumes)),
+            Errand::LookOurs => Ours::parse(answers).map(|ours| self.see_ours(ours, now, volumes, others)),
             Errand::LookTheirs => {
                 self.see_theirs(Theirs::parse(answers), hal);
                 Ok(())
@@ -341,7 +381,10 @@ impl Vbd {
             self.state = match then {
                 Then::Close => State::Doing(Task::AnnounceClosed),
                 Then::Offer => State::Doing(Task::Offer),
-                Then::Start => State::Found,
+                Then::Start => {
+                    self.served = None;
+                    State::Found
+                }
                 Then::Leave => State::Doing(Task::Unsubscribe),
             };
         }

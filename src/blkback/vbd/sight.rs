@@ -5,7 +5,7 @@ use core::fmt;
 use core::time::Duration;
 
 use super::{
-    DWELL, DWELL_MEMORY, DWELL_MOST, Errand, LINGER, Look, RETRY_MOST, Served, State, Task, Then, Vbd,
+    DWELL, DWELL_MEMORY, DWELL_MOST, Errand, Hold, LINGER, Look, RETRY_MOST, Served, State, Task, Then, Vbd,
 };
 use crate::blkback::connection::Connection;
 use crate::blkback::handshake::{DeviceId, Endpoint, Ours, Theirs, Unserved, Wish};
@@ -27,6 +27,8 @@ enum Refusal<'a> {
     TooLong,
     Unreadable,
     Name(NameError<'a>),
+    /// The volume of that name shares blocks with what another device has.
+    InUse(VolumeName, Hold),
     Quota,
     Full,
 }
@@ -38,6 +40,11 @@ impl fmt::Display for Refusal<'_> {
             Self::TooLong => f.write_str("its target is too long"),
             Self::Unreadable => f.write_str("its target cannot be read"),
             Self::Name(error) => error.fmt(f),
+            Self::InUse(name, by) => {
+                let purpose = if by.writable { "writing" } else { "reading" };
+                let Hold { id, name: theirs, .. } = by;
+                write!(f, "{name} is in use for {purpose} by guest {} (vbd {id} {theirs})", id.guest)
+            }
             Self::Quota => f.write_str("the xenstore quota of the storage domain is used up"),
             Self::Full => {
                 write!(f, "{} devices are attached, the most that are served at once", limits::VBDS)
@@ -46,29 +53,40 @@ impl fmt::Display for Refusal<'_> {
     }
 }
 
-/// The volume that the toolstack wants.
+/// The volume that the toolstack wants, if no other device stands in the way.
 fn resolve<'a>(
     id: DeviceId,
     wish: &'a Wish,
     volumes: &'a Volumes,
-) -> Result<(&'a VolumeName, Volume), Refusal<'a>> {
+    mut others: impl Iterator<Item = Hold>,
+) -> Result<(VolumeName, Volume), Refusal<'a>> {
     if wish.frontend_id != Some(u32::from(id.guest.0)) {
         return Err(Refusal::Guest);
     }
-    match &wish.target {
-        Ok(target) => volumes.find(target).map_err(Refusal::Name),
-        Err(StoreError::TooLong) => Err(Refusal::TooLong),
-        Err(_) => Err(Refusal::Unreadable),
+    let (name, volume) = match &wish.target {
+        Ok(target) => volumes.find(target, wish.writable).map_err(Refusal::Name)?,
+        Err(StoreError::TooLong) => return Err(Refusal::TooLong),
+        Err(_) => return Err(Refusal::Unreadable),
+    };
+    match others.find(|other| other.excludes(&volume, wish.writable)) {
+        Some(other) => Err(Refusal::InUse(name, other)),
+        None => Ok((name, volume)),
     }
 }
 
 impl Vbd {
     /// Our directory as it is now, or that it is gone.
-    pub(super) fn see_ours(&mut self, ours: Option<Ours>, now: Instant, volumes: &Volumes) {
+    pub(super) fn see_ours(
+        &mut self,
+        ours: Option<Ours>,
+        now: Instant,
+        volumes: &Volumes,
+        others: impl Iterator<Item = Hold>,
+    ) {
         let Some(ours) = ours else { return self.lose("its directory is gone") };
         match self.state {
-            State::Found => self.begin(ours, now, volumes),
-            State::Doing(_) if self.is_new() => self.begin(ours, now, volumes),
+            State::Found => self.begin(ours, now, volumes, others),
+            State::Doing(_) if self.is_new() => self.begin(ours, now, volumes, others),
             State::Dwelling { .. } | State::InitWait | State::Connected | State::Closing => {
                 self.see_ours_open(&ours);
             }
@@ -191,7 +209,7 @@ impl Vbd {
     }
 
     /// A directory that is looked at for the first time, or again from scratch.
-    fn begin(&mut self, ours: Ours, now: Instant, volumes: &Volumes) {
+    fn begin(&mut self, ours: Ours, now: Instant, volumes: &Volumes, others: impl Iterator<Item = Hold>) {
         match ours.state {
             XenbusState::Closing => {
                 self.show(XenbusState::Closing, ASKED);
@@ -208,9 +226,9 @@ impl Vbd {
                 self.shown = ours.state;
                 self.served = None;
                 let barred = if self.barred { Err(Refusal::Full) } else { Ok(()) };
-                match barred.and_then(|()| resolve(self.id, &ours.wish, volumes)) {
+                match barred.and_then(|()| resolve(self.id, &ours.wish, volumes, others)) {
                     Ok((name, volume)) => {
-                        self.served = Some(Served { name: name.clone(), volume, wish: ours.wish });
+                        self.served = Some(Served { name, volume, wish: ours.wish });
                         let task = if self.watching { Task::Offer } else { Task::Subscribe };
                         self.state = State::Doing(task);
                     }

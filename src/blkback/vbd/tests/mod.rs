@@ -12,7 +12,7 @@ use std::{format, vec};
 use super::*;
 use crate::blkback::testing::Machine;
 use crate::mem::frame::Frame;
-use crate::volume::tests::volume;
+use crate::volume::tests::{disk, volume};
 use crate::wire::blkif::tests::entry;
 use crate::wire::ring::tests::Front;
 use crate::wire::xenbus::{Answers, Step};
@@ -37,13 +37,15 @@ struct World {
     watch_error: Option<StoreError>,
     /// Whether events tell the device of its own writes, as a rule they do.
     echo: bool,
+    /// What other devices hold.
+    others: Vec<Hold>,
 }
 
 impl World {
     fn new() -> Self {
         let mut volumes = Volumes::new();
-        volumes.add("nvme0n1", Ok(volume(512, 1000))).unwrap();
-        volumes.add("nvme0n2", Ok(volume(4096, 1000))).unwrap();
+        volumes.add_disk(disk(0, volume(512, 1000)));
+        volumes.add_disk(disk(1, volume(4096, 1000)));
         let mut machine = Machine::default();
         machine.granted = [((5, 8), Frame::new()), ((5, 9), Frame::new())].into();
         machine.open = vec![(5, 15), (5, 16)];
@@ -59,6 +61,7 @@ impl World {
             errors: Vec::new(),
             watch_error: None,
             echo: true,
+            others: Vec::new(),
         }
     }
 
@@ -163,7 +166,8 @@ impl World {
 
     fn done(&mut self, result: Result<(), StoreError>, answers: &[Answer]) {
         self.jobs += 1;
-        self.vbd.job_done(self.now, &mut self.machine, &self.volumes, result, answers);
+        let others = self.others.iter().copied();
+        self.vbd.job_done(self.now, &mut self.machine, &self.volumes, others, result, answers);
     }
 
     fn apply(&mut self, job: &Job) -> (Result<(), StoreError>, Answers) {

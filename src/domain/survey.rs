@@ -1,0 +1,156 @@
+//! Makes volumes of disks: looks at each disk once, when its controller is ready for the first time,
+//! and reads its partition table, unless it is one that belongs to guests whole. One block or page at
+//! a time, and never waiting: `io` carries the reads, `volume` knows what is to be read.
+
+use super::io::{Disks, Io};
+use crate::drivers::Status;
+use crate::hal::{DmaPage, Memory};
+use crate::limits;
+use crate::options::Options;
+use crate::units::{PAGE_SIZE, Span};
+use crate::volume::reader::{Extent, Reader};
+use crate::volume::{Disk, DiskIndex, Volume, Volumes};
+
+/// How far it is.
+pub(super) struct Survey {
+    /// Controllers whose disks were added.
+    seen: [bool; limits::CONTROLLERS],
+    /// The disk that is looked at, or is next.
+    next: Option<DiskIndex>,
+    reading: Option<Reading>,
+}
+
+/// A table that is being read.
+struct Reading {
+    reader: Reader,
+    page: DmaPage,
+    /// What the disk was asked for.
+    asked: Option<Extent>,
+}
+
+impl Survey {
+    pub(super) const fn new() -> Self {
+        Self { seen: [false; limits::CONTROLLERS], next: None, reading: None }
+    }
+
+    /// Whether all disks of the controllers that are ready were looked at.
+    pub(super) fn is_done(&self, disks: &Disks) -> bool {
+        self.next.is_none() && self.unseen(disks).is_none()
+    }
+
+    /// Does what can be done now; returns whether anything was.
+    pub(super) fn turn(
+        &mut self,
+        hal: &mut impl Memory,
+        disks: &mut Disks,
+        volumes: &mut Volumes,
+        io: &mut Io,
+        options: &Options<'_>,
+    ) -> bool {
+        let Some(place) = self.next else {
+            let unseen = self.unseen(disks);
+            if let Some(controller) = unseen {
+                self.seen[controller] = true;
+                add_disks(controller, disks, volumes, options);
+                self.next = Some(DiskIndex { controller, namespace: 0 });
+            }
+            return unseen.is_some();
+        };
+        let Some(reading) = &mut self.reading else {
+            self.begin(place, hal, volumes);
+            return true;
+        };
+        if disks.get(place.controller).is_none_or(|disk| disk.has_failed()) {
+            log::warn!("{place}: its controller failed while its partition table was read");
+            // The page may still be written to: it is never used again.
+            self.reading = None;
+            io.forget_read();
+            volumes.remove_partitions(place);
+            self.advance(place);
+            return true;
+        }
+        match reading.step(place, disks, volumes, io) {
+            Step::Waits => false,
+            Step::GoesOn => true,
+            Step::Ends => {
+                if let Some(reading) = self.reading.take() {
+                    hal.return_page(reading.page);
+                }
+                self.advance(place);
+                true
+            }
+        }
+    }
+
+    /// A controller that is ready for the first time.
+    fn unseen(&self, disks: &Disks) -> Option<usize> {
+        disks.iter().zip(&self.seen).position(|(disk, seen)| !seen && disk.status() == Status::Ready)
+    }
+
+    /// Begins with the table of this disk, if there is such a disk and its table is to be read.
+    fn begin(&mut self, place: DiskIndex, hal: &mut impl Memory, volumes: &Volumes) {
+        let Some(disk) = volumes.disks().find(|disk| disk.index == place) else {
+            self.next = None;
+            return;
+        };
+        if let Ok(whole) = disk.volume
+            && !disk.opaque
+        {
+            if let Some(page) = hal.take_page() {
+                self.reading = Some(Reading { reader: Reader::new(whole), page, asked: None });
+                return;
+            }
+            log::warn!("{place}: no memory is left to read its partition table");
+        }
+        self.advance(place);
+    }
+
+    fn advance(&mut self, place: DiskIndex) {
+        self.next = Some(DiskIndex { namespace: place.namespace + 1, ..place });
+    }
+}
+
+enum Step {
+    Waits,
+    GoesOn,
+    Ends,
+}
+
+impl Reading {
+    fn step(&mut self, place: DiskIndex, disks: &mut Disks, volumes: &mut Volumes, io: &mut Io) -> Step {
+        if let Some(extent) = self.asked {
+            let Some(result) = io.take_read() else { return Step::Waits };
+            let mut bytes = [0; PAGE_SIZE];
+            let bytes = &mut bytes[..extent.bytes as usize];
+            self.page.page.read_bytes(0, bytes);
+            self.reader.take(result.is_ok().then_some(bytes), volumes);
+            self.asked = None;
+            return Step::GoesOn;
+        }
+        let Some(extent) = self.reader.wants() else { return Step::Ends };
+        // What the last read has left there must not pass for what a device did not write.
+        self.page.page.clear();
+        let span = Span { bus: self.page.bus, bytes: extent.bytes };
+        if io.read(disks, place, extent.first, span).is_err() {
+            return Step::Waits;
+        }
+        self.asked = Some(extent);
+        Step::GoesOn
+    }
+}
+
+/// Adds the disks of a controller to the volumes.
+fn add_disks(controller: usize, disks: &Disks, volumes: &mut Volumes, options: &Options<'_>) {
+    let identity = disks[controller].identity();
+    for (namespace, claimed) in disks[controller].namespaces().iter().enumerate() {
+        let index = DiskIndex { controller, namespace };
+        let volume = claimed
+            .as_ref()
+            .map_err(|_| "see the log of its controller")
+            .and_then(|disk| Volume::whole(index, disk.block_size, disk.blocks, disk.volatile_cache));
+        let nsid = claimed.as_ref().map_or(0, |disk| disk.id);
+        let mut disk = Disk { index, identity, nsid, opaque: false, volume };
+        disk.opaque = options.opaque().any(|name| disk.is_named(name));
+        volumes.add_disk(disk);
+    }
+}
