@@ -247,7 +247,9 @@ impl Theirs {
         let [state, nodes @ ..] = answers else { return Self::Other };
         let state = match state {
             Ok(state) => XenbusState::parse(state),
-            Err(StoreError::NotFound) => return Self::Gone,
+            // C xenstored says this of a node that is missing where what is above it is not ours to
+            // read; while the directory is there, we may read it.
+            Err(StoreError::NotFound | StoreError::Denied) => return Self::Gone,
             Err(_) => return Self::Other,
         };
         match state {
