@@ -5,6 +5,9 @@
 //! copies the backup is used when the primary is damaged. In a boot record of the other kind, the
 //! logical partitions of extended ones are followed along their chain.
 
+#[cfg(all(test, feature = "sim"))]
+mod tests;
+
 use core::fmt;
 
 use heapless::Vec;
@@ -127,7 +130,7 @@ impl Reader {
             log::info!("{}: no partition table", self.disk);
             return State::Done;
         };
-        if master.is_protective() {
+        if master.is_protective() && gpt::PRIMARY < self.whole.blocks() {
             return State::Header(gpt::PRIMARY);
         }
         // There is room for the first.

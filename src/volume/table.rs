@@ -306,3 +306,152 @@ impl Default for Volumes {
 fn is_gone(gone: &[Option<&'static str>], disk: DiskIndex) -> bool {
     gone.get(disk.controller).is_some_and(Option::is_some)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+    use crate::units::{Block, Sector};
+    use crate::volume::tests::{disk, volume};
+    use crate::wire::nvme::identify::Text;
+
+    fn text<const N: usize>(text: &str) -> Text<N> {
+        let mut bytes = [b' '; N];
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        Text(bytes)
+    }
+
+    fn part(number: u32, first: u64, label: &str) -> Partition {
+        let name = VolumeName { disk: DiskIndex { controller: 0, namespace: 0 }, partition: Some(number) };
+        let whole = Volume { disk: name.disk, ..volume(512, 1000) };
+        let mut units = Label::NONE;
+        units.0.iter_mut().zip(label.encode_utf16()).for_each(|(to, unit)| *to = unit);
+        let uuid = PartUuid::Mbr(0xabcd_0123, number);
+        Partition { name, uuid, label: units, range: whole.part(Block(first), Block(10)) }
+    }
+
+    /// A controller with two opaque disks, of which the first has partitions all the same.
+    fn volumes() -> Volumes {
+        let mut volumes = Volumes::new();
+        let identity = Identity { model: text("Fast Disk"), serial: text("S1") };
+        for namespace in [0, 1] {
+            volumes.add_disk(Disk { identity, ..disk(namespace, volume(512, 1000)) });
+        }
+        for (number, label) in [(1, "root"), (2, "data"), (10, "data")] {
+            volumes.add_partition(part(number, u64::from(number) * 20, label)).unwrap();
+        }
+        volumes
+    }
+
+    #[test]
+    fn a_volume_is_found_by_each_of_its_names() {
+        let volumes = volumes();
+        for (target, expected) in [
+            ("nvme0n1", "nvme0n1"),
+            ("/dev/nvme0n2", "nvme0n2"),
+            ("/dev/nvme0n1p10", "nvme0n1p10"),
+            ("disk/by-id/nvme-Fast_Disk_S1_2", "nvme0n2"),
+            ("/dev/disk/by-id/nvme-Fast_Disk_S1-part2", "nvme0n1p2"),
+            ("/dev/disk/by-id/nvme-Fast_Disk_S1_1-part10", "nvme0n1p10"),
+            ("PARTUUID=ABCD0123-0a", "nvme0n1p10"),
+            ("PARTLABEL=root", "nvme0n1p1"),
+        ] {
+            assert_eq!(volumes.find(target, true).unwrap().0.to_string(), expected, "{target}");
+        }
+        assert_eq!(volumes.find("nvme0n1p2", true).unwrap().1.translate(Sector(0), 1), Ok(Block(40)));
+    }
+
+    #[test]
+    fn what_is_not_found_is_named() {
+        let mut volumes = volumes();
+        volumes.add_disk(Disk { volume: Err("its block size is not served"), ..disk(2, volume(512, 1)) });
+        let why = |name| volumes.find(name, false).unwrap_err().to_string();
+        for name in [
+            "/dev/nvme0n9",
+            "nvme0n",
+            "/dev//dev/nvme0n1",
+            "nvme0n2p1",
+            "disk/by-id/nvme-Fast_Disk_S1_2-part1",
+        ] {
+            assert_eq!(why(name), std::format!("no volume named \"{name}\""));
+        }
+        assert_eq!(why("a\n\"\u{e9}"), "no volume named \"a\\n\\\"\\xc3\\xa9\"");
+        assert_eq!(why("/dev/nvme0n3"), "\"/dev/nvme0n3\" cannot be used: its block size is not served");
+    }
+
+    #[test]
+    fn a_name_of_two_volumes_is_of_neither() {
+        let mut volumes = volumes();
+        let why = |volumes: &Volumes, name| volumes.find(name, false).unwrap_err().to_string();
+        let both = "\"PARTLABEL=data\" names both nvme0n1p2 and nvme0n1p10";
+        assert_eq!(why(&volumes, "PARTLABEL=data"), both);
+        let both = "\"/dev/disk/by-id/nvme-Fast_Disk_S1\" names both nvme0n1 and nvme0n2";
+        assert_eq!(why(&volumes, "/dev/disk/by-id/nvme-Fast_Disk_S1"), both);
+        // One that cannot be used has its name all the same.
+        volumes.add_partition(part(11, 205, "root")).unwrap();
+        assert_eq!(why(&volumes, "PARTLABEL=root"), "\"PARTLABEL=root\" names both nvme0n1p1 and nvme0n1p11");
+        assert_eq!(why(&volumes, "nvme0n1p11"), "\"nvme0n1p11\" cannot be used: it overlaps nvme0n1p10");
+        assert_eq!(why(&volumes, "nvme0n1p10"), "\"nvme0n1p10\" cannot be used: it overlaps nvme0n1p11");
+    }
+
+    #[test]
+    fn an_empty_table_says_why() {
+        let mut volumes = Volumes::new();
+        assert_eq!(volumes.find("nvme0n1", true).unwrap_err().to_string(), "there are no disks");
+        volumes.explain_nothing("no PCI device was given to this domain");
+        let why = volumes.find("nvme0n1", true).unwrap_err().to_string();
+        assert_eq!(why, "no PCI device was given to this domain");
+        volumes.add_disk(disk(0, volume(512, 1)));
+        assert_eq!(volumes.find("x", true).unwrap_err(), NameError::Unknown("x"));
+    }
+
+    #[test]
+    fn a_disk_whose_table_is_read_is_not_written_whole() {
+        let mut volumes = Volumes::new();
+        volumes.add_disk(Disk { opaque: false, ..disk(0, volume(512, 1000)) });
+        volumes.add_partition(part(1, 20, "")).unwrap();
+        assert!(volumes.find("nvme0n1", false).is_ok() && volumes.find("nvme0n1p1", true).is_ok());
+        let why = volumes.find("/dev/nvme0n1", true).unwrap_err().to_string();
+        assert!(why.contains("(extra=\"opaque=nvme0n1\")") && why.len() <= limits::VALUE, "{why}");
+    }
+
+    #[test]
+    fn what_a_controller_takes_with_it_says_so_until_it_is_back() {
+        let mut volumes = volumes();
+        volumes.remove_controller(0, "its controller was detached");
+        for name in ["nvme0n2", "nvme0n1p1", "PARTLABEL=root"] {
+            let why = volumes.find(name, true).unwrap_err().to_string();
+            assert_eq!(why, std::format!("\"{name}\" cannot be used: its controller was detached"));
+        }
+        // The same disk behind another controller has the names to itself.
+        let index = DiskIndex { controller: 3, namespace: 0 };
+        volumes.add_disk(Disk { index, ..disk(0, volume(512, 1000)) });
+        let name = VolumeName { disk: index, partition: Some(1) };
+        let moved = part(1, 20, "root");
+        let range = moved.range.map(|range| Volume { disk: index, ..range });
+        volumes.add_partition(Partition { name, range, ..moved }).unwrap();
+        assert_eq!(volumes.find("PARTLABEL=root", true).unwrap().0, name);
+        volumes.add_disk(disk(0, volume(512, 1000)));
+        assert!(volumes.find("nvme0n1", true).is_ok() && volumes.find("nvme0n1p1", true).is_err());
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_what_is_gone_gives_way() {
+        let mut volumes = volumes();
+        for number in 0.. {
+            if volumes.add_partition(Partition { range: None, ..part(100 + number, 0, "") }).is_err() {
+                assert_eq!(usize::try_from(number).unwrap(), limits::PARTITIONS - 3);
+                break;
+            }
+        }
+        let index = DiskIndex { controller: 1, namespace: 0 };
+        volumes.add_disk(Disk { index, ..disk(0, volume(512, 1000)) });
+        let name = VolumeName { disk: index, partition: Some(1) };
+        let other = Partition { name, ..part(1, 20, "") };
+        assert_eq!(volumes.add_partition(other), Err(NoRoom));
+        volumes.remove_controller(0, "its controller was detached");
+        assert_eq!(volumes.add_partition(other), Ok(()));
+        assert!(volumes.find("nvme1n1p1", true).is_ok());
+    }
+}

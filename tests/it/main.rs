@@ -9,3 +9,4 @@ mod source;
 mod storms;
 mod tidy;
 mod toy;
+mod volumes;

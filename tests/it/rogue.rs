@@ -13,6 +13,7 @@ use platter::units::{DomId, GrantRef, Port};
 use crate::host::{DEV, disk};
 
 pub(crate) const READ: u8 = 0;
+pub(crate) const WRITE: u8 = 1;
 pub(crate) const FLUSH: u8 = 3;
 
 /// Bytes of a ring's indexes, and of an entry.

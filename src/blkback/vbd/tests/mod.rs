@@ -3,6 +3,7 @@
 
 mod attach;
 mod detach;
+mod sharing;
 
 use std::collections::BTreeMap;
 use std::string::{String, ToString};
