@@ -24,9 +24,10 @@ pub(crate) struct Settings<'s> {
 }
 
 impl Settings<'_> {
-    /// As a user starts it; a crash keeps the domain, so that it is noticed.
+    /// As a user starts it whose guests have disks whole; a crash keeps the domain, so that it is noticed.
     pub(crate) fn usual() -> Self {
-        Self { controllers: &[Controller::PLATTER], options: "log=info", on_crash: "preserve" }
+        let options = "log=info opaque=nvme0n1,nvme0n2";
+        Self { controllers: &[Controller::PLATTER], options, on_crash: "preserve" }
     }
 }
 

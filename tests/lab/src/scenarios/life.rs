@@ -20,7 +20,8 @@ pub(super) fn options_are_heeded_or_named(world: &World) -> Result<()> {
     ensure!(!log[from..].contains("ready in"), "log=warn does not silence the ready line");
     world.step("platter boots with log=debug");
     let from = log.len();
-    let platter = world.fresh_platter(Settings { options: "log=debug", ..Settings::usual() })?;
+    let options = "log=debug opaque=nvme0n1,nvme0n2";
+    let platter = world.fresh_platter(Settings { options, ..Settings::usual() })?;
     platter.wait_line(from, &["ready in"], A_MOMENT).map(drop)
 }
 
