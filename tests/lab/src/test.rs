@@ -148,7 +148,7 @@ fn tell_on<'s>(
         let name = format!("{}/{}", boot.name, story.name);
         let start = Instant::now();
         world.story(story.name);
-        if let Err(error) = (story.tell)(&world) {
+        if let Err(error) = (story.tell)(&world).and_then(|()| world.settle()) {
             interrupt::check()?;
             step.say(&format!("FAILED {name}\nat     {}\n{:#}", step.doing(), machine.explain(error)));
             add(tally, 0, vec![name])?;

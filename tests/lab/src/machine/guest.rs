@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::ops::Range;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use super::agent::{self, Answer, poll};
 use super::{BLOCK_SIZE, COMMAND_LIMIT, Controller, Machine};
@@ -16,11 +17,28 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// What makes a domain a guest.
 const GUEST: &str = "memory=192\nramdisk=\"/lab/guest.cpio\"\n";
 
+/// What a test changes of a guest's configuration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner<'s> {
+    /// Its disks from the start, as `disk=` has them.
+    pub(crate) disks: &'s [String],
+    /// What Xen does when it crashes.
+    pub(crate) on_crash: &'s str,
+}
+
+impl Manner<'_> {
+    /// Without disks; a crash keeps the domain, so that it is noticed.
+    pub(crate) const fn usual() -> Self {
+        Self { disks: &[], on_crash: "preserve" }
+    }
+}
+
 /// A Linux domain whose agent listens on its console.
 pub(crate) struct Linux<'m> {
     machine: &'m Machine,
     name: String,
-    terminal: String,
+    /// Where dom0 writes to its console: another one in each of its domains.
+    terminal: Mutex<String>,
     last_id: AtomicU32,
 }
 
@@ -30,7 +48,15 @@ impl<'m> Linux<'m> {
     /// # Errors
     /// It cannot be created, or its agent does not answer.
     pub(crate) fn guest(machine: &'m Machine, name: &str) -> Result<Self> {
-        Self::boot(machine, name, GUEST)
+        Self::guest_with(machine, name, Manner::usual())
+    }
+
+    /// Boots a guest of this manner.
+    ///
+    /// # Errors
+    /// As [`Self::guest`].
+    pub(crate) fn guest_with(machine: &'m Machine, name: &str, manner: Manner) -> Result<Self> {
+        Self::boot(machine, name, GUEST, manner)
     }
 
     /// Boots a Linux storage driver domain (xen-blkback, `xl devd`) that owns `controller`.
@@ -40,21 +66,48 @@ impl<'m> Linux<'m> {
     pub(crate) fn driver_domain(machine: &'m Machine, name: &str, controller: &Controller) -> Result<Self> {
         let pci = controller.pci();
         let config = format!("memory=384\nramdisk=\"/lab/control.cpio\"\ndriver_domain=1\npci=[\"{pci}\"]\n");
-        Self::boot(machine, name, &config)
+        Self::boot(machine, name, &config, Manner::usual())
     }
 
-    fn boot(machine: &'m Machine, name: &str, config: &str) -> Result<Self> {
-        configure(machine, name, "console=hvc0", config)?;
+    fn boot(machine: &'m Machine, name: &str, config: &str, manner: Manner) -> Result<Self> {
+        configure(machine, name, "console=hvc0", config, manner)?;
         let from = machine.said(name).len();
         machine.dom0(&format!("xl create /share/{name}.cfg"))?;
-        let terminal =
-            machine.dom0(&format!("xenstore-read /local/domain/$(xl domid {name})/console/tty"))?;
-        let guest = Self { machine, name: name.to_owned(), terminal, last_id: AtomicU32::new(0) };
-        poll(&format!("{name}'s agent"), BOOT_LIMIT, || {
-            machine.check_alive()?;
-            Ok(machine.said(name).get(from..).is_some_and(|said| said.contains("@lab up")).then_some(()))
-        })?;
+        let (name, terminal) = (name.to_owned(), Mutex::new(String::new()));
+        let guest = Self { machine, name, terminal, last_id: AtomicU32::new(0) };
+        guest.wait_up(from)?;
         Ok(guest)
+    }
+
+    /// Waits until the guest has booted that says so after byte `from` of [`Self::said`].
+    ///
+    /// # Errors
+    /// It does not within minutes.
+    pub(crate) fn wait_up(&self, from: usize) -> Result<()> {
+        poll(&format!("{}'s agent", self.name), BOOT_LIMIT, || {
+            self.machine.check_alive()?;
+            Ok(self.said().get(from..).is_some_and(|said| said.contains("@lab up")).then_some(()))
+        })?;
+        self.find_terminal()
+    }
+
+    /// Finds the console of the domain that now has the guest's name: after a restart, after `xl restore`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn find_terminal(&self) -> Result<()> {
+        let script = format!("xenstore-read /local/domain/$(xl domid {})/console/tty", self.name);
+        *self.terminal()? = self.machine.dom0(&script)?;
+        Ok(())
+    }
+
+    fn terminal(&self) -> Result<std::sync::MutexGuard<'_, String>> {
+        self.terminal.lock().map_err(|_| anyhow!("another thread failed while it held a terminal's name"))
+    }
+
+    /// What it said on its console so far, in all its domains.
+    pub(crate) fn said(&self) -> String {
+        self.machine.said(&self.name)
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -76,14 +129,21 @@ impl<'m> Linux<'m> {
 
     /// Runs a shell script, whatever it ends with.
     pub(crate) fn answer(&self, script: &str, limit: Duration) -> Result<Answer> {
-        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let line = agent::request(id, limit, script)?;
-        let from = self.machine.said(&self.name).len();
-        self.machine.dom0(&format!("echo '{line}' > {}", self.terminal))?;
+        let from = self.said().len();
+        let id = self.tell(script, limit)?;
         poll(&format!("in {}, `{script}`", self.name), limit + Duration::from_secs(30), || {
             self.machine.check_alive()?;
-            agent::answer(self.machine.said(&self.name).get(from..).unwrap_or_default(), id)
+            agent::answer(self.said().get(from..).unwrap_or_default(), id)
         })
+    }
+
+    /// Has a script run that may never answer, as one that ends the guest; gives its number.
+    pub(crate) fn tell(&self, script: &str, limit: Duration) -> Result<u32> {
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let line = agent::request(id, limit, script)?;
+        let terminal = self.terminal()?.clone();
+        self.machine.dom0(&format!("echo '{line}' > {terminal}"))?;
+        Ok(id)
     }
 
     /// Attaches `target` of the domain `backend` as `vdev`, and waits for the guest's block device.
@@ -92,6 +152,14 @@ impl<'m> Linux<'m> {
     /// `xl block-attach` fails, or no device appears.
     pub(crate) fn attach(&self, vdev: &str, backend: &str, target: &str) -> Result<()> {
         self.machine.dom0(&attach_command(&self.name, vdev, backend, target))?;
+        self.wait_disk(vdev)
+    }
+
+    /// Waits for a block device that has been attached.
+    ///
+    /// # Errors
+    /// None appears.
+    pub(crate) fn wait_disk(&self, vdev: &str) -> Result<()> {
         self.run(&format!(
             "until [ -b /dev/{vdev} ] && [ $(cat /sys/block/{vdev}/size) != 0 ]; do sleep 0.1; done"
         ))
@@ -140,11 +208,20 @@ impl<'m> Linux<'m> {
 
 /// Makes `/share/NAME.cfg`, an xl configuration of a guest with a shell on its console instead of the agent.
 pub(crate) fn offer_guest(machine: &Machine, name: &str) -> Result<()> {
-    configure(machine, name, &format!("console=hvc0 hostname={name} shell"), GUEST)
+    configure(machine, name, &format!("console=hvc0 hostname={name} shell"), GUEST, Manner::usual())
 }
 
-fn configure(machine: &Machine, name: &str, kernel_options: &str, config: &str) -> Result<()> {
-    let common = "type=\"pv\"\nkernel=\"/lab/vmlinux\"\nvcpus=1\non_crash=\"preserve\"\n";
+fn configure(
+    machine: &Machine,
+    name: &str,
+    kernel_options: &str,
+    config: &str,
+    manner: Manner,
+) -> Result<()> {
+    let quoted: Vec<String> = manner.disks.iter().map(|disk| format!("\"{disk}\"")).collect();
+    let (disks, on_crash) = (quoted.join(","), manner.on_crash);
+    let common =
+        format!("type=\"pv\"\nkernel=\"/lab/vmlinux\"\nvcpus=1\non_crash=\"{on_crash}\"\ndisk=[{disks}]\n");
     let path = machine.run().share().join(format!("{name}.cfg"));
     fs::write(path, format!("name=\"{name}\"\n{common}extra=\"{kernel_options}\"\n{config}"))?;
     Ok(())
@@ -152,5 +229,10 @@ fn configure(machine: &Machine, name: &str, kernel_options: &str, config: &str) 
 
 /// The line a user types to attach a disk.
 pub(crate) fn attach_command(guest: &str, vdev: &str, backend: &str, target: &str) -> String {
-    format!("xl block-attach {guest} 'format=raw,vdev={vdev},access=rw,backend={backend},target={target}'")
+    format!("xl block-attach {guest} '{}'", disk_spec(vdev, backend, target))
+}
+
+/// A disk as a guest's configuration has it.
+pub(crate) fn disk_spec(vdev: &str, backend: &str, target: &str) -> String {
+    format!("format=raw,vdev={vdev},access=rw,backend={backend},target={target}")
 }

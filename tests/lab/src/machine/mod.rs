@@ -1,11 +1,13 @@
 //! The emulated Xen machine: QEMU with Xen and a Linux control domain, whose agent runs commands for us.
 //!
 //! [`qemu`] is the hardware, [`run`] the folder with its logs, [`agent`] the protocol with the agents,
-//! [`guest`] a Linux guest, [`platter`] the domain under test, [`disk`] what the NVMe controllers keep.
+//! [`guest`] a Linux guest, [`platter`] the domain under test, [`disk`] what the NVMe controllers keep,
+//! [`holdings`] what a domain has of the hypervisor's and xenstore's.
 
 mod agent;
 mod disk;
 mod guest;
+mod holdings;
 mod platter;
 mod qemu;
 mod run;
@@ -21,7 +23,8 @@ use anyhow::{Context, Result, anyhow, bail};
 
 pub(crate) use self::agent::{Answer, poll};
 pub(crate) use self::disk::{BLOCK_SIZE, DISK_SIZE, Disk, fill};
-pub(crate) use self::guest::{Linux, attach_command, offer_guest};
+pub(crate) use self::guest::{Linux, Manner, attach_command, disk_spec, offer_guest};
+pub(crate) use self::holdings::{Holdings, zombies};
 pub(crate) use self::platter::{NAME, Platter, Settings};
 pub(crate) use self::run::Run;
 
@@ -207,6 +210,15 @@ impl Machine {
     /// CPU time a domain has used, in nanoseconds.
     pub(crate) fn cpu_time(&self, domain: u32) -> Result<u64> {
         self.dom0(&format!("domain-cpu-time {domain}"))?.parse().context("domain-cpu-time printed no number")
+    }
+
+    /// What Xen's debug key prints. Xen does it before the one processor returns to dom0.
+    pub(crate) fn xen_dump(&self, key: char) -> Result<String> {
+        self.dom0(&format!("xl dmesg -c >/dev/null; xl debug-keys {key}; xl dmesg"))
+    }
+
+    pub(crate) fn daemon(&self) -> Daemon {
+        self.spec.daemon
     }
 
     /// The socket of Xen's and dom0's console.

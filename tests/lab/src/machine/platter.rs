@@ -44,11 +44,21 @@ impl<'m> Platter<'m> {
     /// # Errors
     /// There is no image, or `xl` refuses it.
     pub(crate) fn create(machine: &'m Machine, settings: Settings) -> Result<Self> {
+        let platter = Self::create_paused(machine, settings)?;
+        machine.dom0(&format!("xl unpause {NAME}"))?;
+        Ok(platter)
+    }
+
+    /// `xl create -p`: it is there, but does not run.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub(crate) fn create_paused(machine: &'m Machine, settings: Settings) -> Result<Self> {
         share_image(machine)?;
         let pci: Vec<String> =
             settings.controllers.iter().map(|controller| format!("\"{}\"", controller.pci())).collect();
         machine.dom0(&format!(
-            "xl create /share/platter.cfg 'pci=[{}]' 'extra=\"{}\"' 'on_crash=\"{}\"'",
+            "xl create -p /share/platter.cfg 'pci=[{}]' 'extra=\"{}\"' 'on_crash=\"{}\"'",
             pci.join(","),
             settings.options,
             settings.on_crash
@@ -65,6 +75,11 @@ impl<'m> Platter<'m> {
     /// The domain's number.
     pub(crate) fn id(&self) -> u32 {
         self.id
+    }
+
+    /// The xenstore directory of a guest's device.
+    pub(crate) fn backend(&self, guest: u32, device: u32) -> String {
+        format!("/local/domain/{}/backend/vbd/{guest}/{device}", self.id)
     }
 
     /// Waits for the node that says platter serves.

@@ -92,7 +92,7 @@ fn base(command: &mut Command, spec: &Spec, run: &Run, sockets: &Path) {
         command.args(["-fsdev", &format!("local,id={tag},path={path},security_model=none{more}")]);
         command.args(["-device", &format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}")]);
     }
-    command.args(["-trace", "pci_nvme_flush*"]);
+    command.args(["-trace", "pci_nvme_flush*", "-trace", "pci_nvme_mmio_shutdown_set"]);
 }
 
 /// One controller with its namespaces. The host's page cache is the disk's volatile cache, so a flush must reach

@@ -4,13 +4,11 @@ use std::thread;
 
 use anyhow::{Result, anyhow, ensure};
 
-use super::World;
+use super::{MIB, World};
 use crate::machine::{BLOCK_SIZE, DISK_SIZE, Linux, NAME};
 use crate::oracle::Expected;
 use crate::{fio, flushes};
 
-/// Blocks in a MiB.
-const MIB: u64 = (1 << 20) / BLOCK_SIZE;
 const LAST_BLOCK: u64 = DISK_SIZE / BLOCK_SIZE - 1;
 
 /// Writes of many shapes, the first and the last block among them, each end up exactly where they belong.

@@ -3,12 +3,10 @@
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use super::World;
+use super::{A_MOMENT, World};
 use crate::machine::{Controller, NAME, Settings, poll};
-
-const A_MOMENT: Duration = Duration::from_secs(20);
 
 /// `log=warn` silences what `log=info` says; an option that does not exist is named and ignored.
 pub(super) fn options_are_heeded_or_named(world: &World) -> Result<()> {
@@ -88,12 +86,8 @@ pub(super) fn crash_restarts(world: &World) -> Result<()> {
     world.step("xl sysrq platter c");
     world.machine().dom0(&format!("xl sysrq {NAME} c"))?;
     world.step("a new domain takes its place");
-    let next = poll("a new domain", Duration::from_secs(60), || {
-        let id = world.machine().dom0_answer(&format!("xl domid {NAME}"), A_MOMENT)?;
-        Ok(id.text.parse::<u32>().ok().filter(|next| id.code == 0 && *next != platter.id()))
-    })?;
-    world.step("the new one serves, and alice attaches a disk");
-    world.adopt(next).wait_ready().context("after the restart")?;
+    world.successor(&platter, Duration::from_secs(60))?;
+    world.step("alice attaches a disk to it");
     let alice = world.alice()?;
     alice.attach("xvdb", NAME, &world.machine().disk(&Controller::PLATTER, 1).target())?;
     alice.run("dd if=/dev/xvdb of=/dev/null bs=64k count=4 iflag=direct")?;

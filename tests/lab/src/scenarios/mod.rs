@@ -10,10 +10,19 @@ mod serving;
 mod trouble;
 mod world;
 
+use std::time::Duration;
+
 use anyhow::Result;
 
 pub(crate) use self::world::{World, machine};
-use crate::machine::Daemon;
+use crate::machine::{BLOCK_SIZE, Daemon};
+
+/// devid of xvdb: 202 << 8 | 1 << 4.
+const XVDB: u32 = 51728;
+/// Blocks in a MiB.
+const MIB: u64 = (1 << 20) / BLOCK_SIZE;
+/// Far more than what is waited for takes.
+const A_MOMENT: Duration = Duration::from_secs(20);
 
 /// When a boot is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,14 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::World;
+use super::{A_MOMENT, World, XVDB};
 use crate::image::UNIT;
 use crate::machine::NAME;
 use crate::oracle::Expected;
-
-/// devid of xvdb: 202 << 8 | 1 << 4.
-const XVDB: u32 = 51728;
-const A_MOMENT: Duration = Duration::from_secs(20);
 
 /// Booted by its own configuration, platter says on its console what it has, then that it serves.
 pub(super) fn boots_and_says_ready(world: &World) -> Result<()> {

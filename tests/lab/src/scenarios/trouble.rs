@@ -5,14 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::World;
+use super::{A_MOMENT, MIB, World};
 use crate::fio;
 use crate::machine::{NAME, Settings, poll};
 use crate::oracle::Expected;
-
-const A_MOMENT: Duration = Duration::from_secs(20);
-/// Blocks in a MiB.
-const MIB: u64 = 2048;
 
 /// While the console daemon is stopped, the console's ring fills up; platter goes on answering, and what it had to say
 /// is there when the daemon runs again.
@@ -66,10 +62,6 @@ pub(super) fn a_loop_that_does_not_turn_is_ended(world: &World) -> Result<()> {
         world.step("xl pause platter");
         world.machine().dom0(&format!("xl pause {NAME}"))?;
         world.step("Xen ends it, and a new domain takes its place");
-        let next = poll("a new domain", A_WHILE, || {
-            let id = world.machine().dom0_answer(&format!("xl domid {NAME}"), A_MOMENT)?;
-            Ok(id.text.parse::<u32>().ok().filter(|next| id.code == 0 && *next != platter.id()))
-        })?;
-        world.adopt(next).wait_ready()
+        world.successor(&platter, A_WHILE).map(drop)
     })
 }

@@ -1,11 +1,15 @@
 //! What a story is told with: one machine, platter on it, and guests that boot when they are first named.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use super::Boot;
-use crate::machine::{Controller, Disk, Linux, Machine, NAME, Platter, Settings, Spec};
+use crate::machine::{
+    COMMAND_LIMIT, Controller, Disk, Holdings, Linux, Machine, Manner, NAME, Platter, Settings, Spec,
+    disk_spec, poll, zombies,
+};
 use crate::progress::Step;
 
 /// A machine with what stories have brought up on it so far.
@@ -16,7 +20,12 @@ pub(crate) struct World<'m> {
     alice: OnceCell<Linux<'m>>,
     bob: OnceCell<Linux<'m>>,
     platter: Cell<Option<Platter<'m>>>,
+    /// What platter held when it had become ready.
+    before: RefCell<Holdings>,
 }
+
+/// What libxl needs to take the devices of a dead domain back, and more.
+const SETTLE_LIMIT: Duration = Duration::from_secs(40);
 
 /// Boots the machine a boot asks for.
 pub(crate) fn machine(boot: &Boot) -> Result<Machine> {
@@ -38,6 +47,7 @@ impl<'m> World<'m> {
             alice: OnceCell::new(),
             bob: OnceCell::new(),
             platter: Cell::new(None),
+            before: RefCell::default(),
         }
     }
 
@@ -70,6 +80,14 @@ impl<'m> World<'m> {
         self.guest(&self.bob, "bob")
     }
 
+    /// A guest that a story boots for itself, with disks from the start, and ends.
+    pub(crate) fn carol(&self, disks: &[(&str, &Disk)], on_crash: &str) -> Result<Linux<'m>> {
+        self.step("booting carol");
+        let disks: Vec<String> =
+            disks.iter().map(|(vdev, disk)| disk_spec(vdev, NAME, &disk.target())).collect();
+        Linux::guest_with(self.machine, "carol", Manner { disks: &disks, on_crash })
+    }
+
     fn guest<'w>(&self, cell: &'w OnceCell<Linux<'m>>, name: &str) -> Result<&'w Linux<'m>> {
         if cell.get().is_none() {
             self.step(&format!("booting {name}"));
@@ -87,11 +105,25 @@ impl<'m> World<'m> {
         }
     }
 
-    /// The platter that is domain `id`, which came up without us.
-    pub(crate) fn adopt(&self, id: u32) -> Platter<'m> {
+    /// The platter that is domain `id`, which came up without us, when it serves.
+    pub(crate) fn adopt(&self, id: u32) -> Result<Platter<'m>> {
         let platter = Platter::of_domain(self.machine, id);
         self.platter.set(Some(platter));
-        platter
+        platter.wait_ready()?;
+        *self.before.borrow_mut() = Holdings::of(self.machine, id)?;
+        Ok(platter)
+    }
+
+    /// The platter that takes the place of `last` by itself, when it serves.
+    ///
+    /// # Errors
+    /// None does within `limit`.
+    pub(crate) fn successor(&self, last: &Platter, limit: Duration) -> Result<Platter<'m>> {
+        let next = poll("a new domain", limit, || {
+            let id = self.machine.dom0_answer(&format!("xl domid {NAME}"), COMMAND_LIMIT)?;
+            Ok(id.text.parse::<u32>().ok().filter(|next| id.code == 0 && *next != last.id()))
+        })?;
+        self.adopt(next).context("the new domain")
     }
 
     /// What platter, in all its domains, said on the console so far.
@@ -102,10 +134,24 @@ impl<'m> World<'m> {
     /// A new platter in place of the one there may be.
     pub(crate) fn fresh_platter(&self, settings: Settings) -> Result<Platter<'m>> {
         self.remove_platter()?;
-        let platter = Platter::create(self.machine, settings)?;
-        self.platter.set(Some(platter));
-        platter.wait_ready()?;
-        Ok(platter)
+        self.adopt(Platter::create(self.machine, settings)?.id())
+    }
+
+    /// A story has ended: whatever platter held for it must be given back, and no dead domain may stay.
+    ///
+    /// # Errors
+    /// What is left, by name.
+    pub(crate) fn settle(&self) -> Result<()> {
+        self.step("nothing is left");
+        let mut left = Vec::new();
+        let settled = poll("an end without anything left", SETTLE_LIMIT, || {
+            left = zombies(&self.machine.dom0("xl list")?);
+            if let Some(platter) = self.platter.get().filter(|platter| platter.exists().unwrap_or(false)) {
+                left.extend(Holdings::of(self.machine, platter.id())?.beyond(&self.before.borrow()));
+            }
+            Ok(left.is_empty().then_some(()))
+        });
+        settled.with_context(|| format!("left: {}", left.join(", ")))
     }
 
     /// Destroys whatever domain has platter's name, restarted ones too.

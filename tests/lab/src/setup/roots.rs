@@ -19,7 +19,7 @@ pub(super) const SCRIPTS: [&str; 4] = [AGENT, CONTROL_INIT, GUEST_INIT, BLOCK];
 
 const XEN_BIN: &str = "usr/lib/xen-4.17/bin";
 
-const CONTROL_PROGRAMS: [&str; 13] = [
+const CONTROL_PROGRAMS: [&str; 15] = [
     "usr/lib/xen-4.17/bin/xl",
     "usr/lib/xen-4.17/bin/libxl-save-helper",
     "usr/lib/xen-4.17/bin/xenstored",
@@ -28,18 +28,20 @@ const CONTROL_PROGRAMS: [&str; 13] = [
     "usr/lib/xen-4.17/bin/xenconsole",
     "usr/lib/xen-4.17/bin/xen-init-dom0",
     "usr/lib/xen-4.17/bin/xentop",
+    "usr/lib/xen-4.17/bin/xenstore-control",
     "usr/bin/xenstore-read",
     "usr/bin/xenstore-write",
     "usr/bin/xenstore-ls",
     "usr/bin/xenstore-rm",
     "usr/bin/xenstore-watch",
+    "usr/bin/xenstore-chmod",
 ];
 const GUEST_PROGRAMS: [&str; 3] = ["usr/bin/fio", "sbin/mke2fs", "sbin/e2fsck"];
 
 /// Modules of both kinds of control domain, of the one with control, of the driver domain, of a guest.
 const COMMON_MODULES: [&str; 5] = ["xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd"];
-const CONTROL_MODULES: [&str; 6] =
-    ["xen-pciback", "virtio_pci", "virtio_console", "9pnet_virtio", "9p", "xen-blkback"];
+const CONTROL_MODULES: [&str; 7] =
+    ["xen-pciback", "virtio_pci", "virtio_console", "9pnet_virtio", "9p", "xen-blkback", "xen-blkfront"];
 const DRIVER_MODULES: [&str; 3] = ["xen-pcifront", "nvme", "xen-blkback"];
 const GUEST_MODULES: [&str; 3] = ["crc32c_generic", "ext4", "xen-blkfront"];
 
