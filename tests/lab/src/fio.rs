@@ -49,6 +49,81 @@ pub(crate) fn verify(guest: &Linux, device: &str, offset: u32, size: u32) -> Res
     Ok(outcome)
 }
 
+/// fio in the background of a guest, round after round until it is told to stop. One at a time in a guest.
+pub(crate) struct Rounds<'g, 'm> {
+    guest: &'g Linux<'m>,
+    device: String,
+}
+
+/// Starts rounds that write `size` MiB from `offset` MiB on at depth 32 and read them back, comparing checksums; waits
+/// until the disk is busy.
+pub(crate) fn keep_verifying<'g, 'm>(
+    guest: &'g Linux<'m>,
+    device: &str,
+    offset: u32,
+    size: u32,
+) -> Result<Rounds<'g, 'm>> {
+    let job = format!(
+        "--rw=randwrite --bsrange=512-262656 --offset={offset}m --size={size}m --fsync=64 --verify=crc32c \
+         --verify_backlog=64 --verify_fatal=1"
+    );
+    Rounds::start(guest, device, &job)
+}
+
+/// Starts rounds of large reads at depth 32; waits until the disk is busy.
+pub(crate) fn keep_reading<'g, 'm>(guest: &'g Linux<'m>, device: &str) -> Result<Rounds<'g, 'm>> {
+    Rounds::start(guest, device, "--rw=randread --bs=256k --size=64m")
+}
+
+impl<'g, 'm> Rounds<'g, 'm> {
+    fn start(guest: &'g Linux<'m>, device: &str, job: &str) -> Result<Self> {
+        guest.run(&format!(
+            "cd /tmp; rm -f stop failed ended; echo 0 > rounds\n{{ round=1; until [ -e stop ]; do\n\
+             fio --name=job --filename=/dev/{device} --direct=1 --ioengine=libaio --iodepth=32 --randseed=$round \
+             {job} > fio.log 2>&1 || {{ touch failed; break; }}\n\
+             echo $round > rounds; round=$((round + 1)); done; touch ended; }} < /dev/null > /dev/null 2>&1 &"
+        ))?;
+        let rounds = Self { guest, device: device.to_owned() };
+        rounds.wait_in_flight(1)?;
+        Ok(rounds)
+    }
+
+    /// Waits until so many requests are under way.
+    ///
+    /// # Errors
+    /// fio has met an error, or there never are.
+    pub(crate) fn wait_in_flight(&self, requests: u32) -> Result<()> {
+        let reads_and_writes = format!("awk '{{ print $1 + $2 }}' /sys/block/{}/inflight", self.device);
+        self.until(&format!("[ $({reads_and_writes}) -ge {requests} ]"))
+    }
+
+    /// Waits until `count` rounds have begun and ended well, beside the one under way.
+    ///
+    /// # Errors
+    /// fio has met an error, or nothing moves.
+    pub(crate) fn wait(&self, count: u32) -> Result<()> {
+        let rounds = count + 1;
+        self.until(&format!("[ $(cat rounds) -ge $((begun + {rounds})) ]"))
+    }
+
+    /// Ends with the round under way.
+    ///
+    /// # Errors
+    /// fio has met an error.
+    pub(crate) fn stop(self) -> Result<()> {
+        self.guest.run("touch /tmp/stop")?;
+        self.until("[ -e ended ]")
+    }
+
+    fn until(&self, condition: &str) -> Result<()> {
+        let script = format!(
+            "cd /tmp; begun=$(cat rounds); until {condition} || [ -e failed ]; do sleep 0.05; done; \
+             if [ -e failed ]; then cat fio.log; exit 1; fi"
+        );
+        self.guest.run_within(Duration::from_secs(300), &script).map(drop)
+    }
+}
+
 /// 4 KiB random reads at depth 32 for some seconds.
 pub(crate) fn random_reads(guest: &Linux, device: &str, seconds: u32) -> Result<Outcome> {
     let job = format!("--rw=randread --bs=4k --iodepth=32 --time_based --runtime={seconds}");

@@ -4,6 +4,7 @@
 //! for those after it. [`world`] is what stories are told with.
 
 mod blocks;
+mod guests;
 mod life;
 mod peer;
 mod serving;
@@ -15,7 +16,8 @@ use std::time::Duration;
 use anyhow::Result;
 
 pub(crate) use self::world::{World, machine};
-use crate::machine::{BLOCK_SIZE, Daemon};
+use crate::machine::{BLOCK_SIZE, Daemon, Disk};
+use crate::oracle::Expected;
 
 /// devid of xvdb: 202 << 8 | 1 << 4.
 const XVDB: u32 = 51728;
@@ -23,6 +25,15 @@ const XVDB: u32 = 51728;
 const MIB: u64 = (1 << 20) / BLOCK_SIZE;
 /// Far more than what is waited for takes.
 const A_MOMENT: Duration = Duration::from_secs(20);
+
+/// What fio writes in stories about something else, in MiB: from where, and how much.
+const REGION: (u32, u32) = (5, 8);
+
+/// A disk on which nothing but [`REGION`] may have changed.
+fn region(disk: &Disk) -> Expected<'_> {
+    let (offset, size) = (u64::from(REGION.0), u64::from(REGION.1));
+    Expected::untouched(disk).anything(offset * MIB..(offset + size) * MIB)
+}
 
 /// When a boot is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +67,19 @@ macro_rules! stories {
         &[$(Story { name: stringify!($story), tell: $room::$story }),*]
     };
 }
+
+/// Guests that come and go.
+const GUESTS: &[Story] = stories![
+    guests::boots_with_its_disks,
+    guests::shut_down_in_mid_io,
+    guests::crashes_in_mid_io,
+    guests::destroyed_in_mid_io,
+    guests::reboots_in_mid_io,
+    guests::detached_by_force_in_mid_io,
+];
+
+/// What the toolstack asks for.
+const TOOLSTACK: &[Story] = stories![guests::twenty_times_back_to_back, guests::detached_more_than_once,];
 
 /// Every boot there is.
 pub(crate) const BOOTS: &[Boot] = &[
@@ -103,6 +127,8 @@ pub(crate) const BOOTS: &[Boot] = &[
             trouble::a_console_that_stands_still_holds_nothing_up,
         ],
     },
+    on_oxenstored("guests", GUESTS),
+    on_oxenstored("toolstack", TOOLSTACK),
     Boot {
         name: "no-interrupts",
         lane: Lane::Short,
@@ -147,4 +173,16 @@ pub(crate) const BOOTS: &[Boot] = &[
             life::crash_restarts,
         ],
     },
+    on_xenstored("c-xenstored-guests", GUESTS),
+    on_xenstored("c-xenstored-toolstack", TOOLSTACK),
 ];
+
+/// Always: on Debian's default daemon.
+const fn on_oxenstored(name: &'static str, stories: &'static [Story]) -> Boot {
+    Boot { name, lane: Lane::Short, daemon: Daemon::Oxenstored, xen_options: "", stories }
+}
+
+/// In the long lane: the same on the other daemon.
+const fn on_xenstored(name: &'static str, stories: &'static [Story]) -> Boot {
+    Boot { name, lane: Lane::Long, daemon: Daemon::Xenstored, xen_options: "", stories }
+}
