@@ -4,6 +4,7 @@
 //! for those after it. [`world`] is what stories are told with.
 
 mod blocks;
+mod frontends;
 mod guests;
 mod life;
 mod peer;
@@ -78,6 +79,16 @@ const GUESTS: &[Story] = stories![
     guests::detached_by_force_in_mid_io,
 ];
 
+/// What frontends do.
+const FRONTENDS: &[Story] = stories![
+    frontends::driver_unloaded_and_loaded,
+    frontends::starts_again_while_connected,
+    frontends::ready_before_us,
+    frontends::paused_with_a_full_ring,
+    frontends::saved_and_carried_on,
+    frontends::saved_and_restored,
+];
+
 /// What the toolstack asks for.
 const TOOLSTACK: &[Story] = stories![guests::twenty_times_back_to_back, guests::detached_more_than_once,];
 
@@ -129,6 +140,7 @@ pub(crate) const BOOTS: &[Boot] = &[
     },
     on_oxenstored("guests", GUESTS),
     on_oxenstored("toolstack", TOOLSTACK),
+    on_oxenstored("frontends", FRONTENDS),
     Boot {
         name: "no-interrupts",
         lane: Lane::Short,
@@ -175,6 +187,7 @@ pub(crate) const BOOTS: &[Boot] = &[
     },
     on_xenstored("c-xenstored-guests", GUESTS),
     on_xenstored("c-xenstored-toolstack", TOOLSTACK),
+    on_xenstored("c-xenstored-frontends", FRONTENDS),
 ];
 
 /// Always: on Debian's default daemon.
