@@ -9,6 +9,7 @@ mod guests;
 mod life;
 mod peer;
 mod serving;
+mod toolstack;
 mod trouble;
 mod world;
 
@@ -90,7 +91,15 @@ const FRONTENDS: &[Story] = stories![
 ];
 
 /// What the toolstack asks for.
-const TOOLSTACK: &[Story] = stories![guests::twenty_times_back_to_back, guests::detached_more_than_once,];
+const TOOLSTACK: &[Story] = stories![
+    guests::twenty_times_back_to_back,
+    guests::detached_more_than_once,
+    toolstack::dom0_is_a_guest_too,
+    toolstack::attached_over_itself,
+    toolstack::attached_before_platter_runs,
+    toolstack::read_only_disks_take_no_writes,
+    toolstack::a_format_that_is_not_served,
+];
 
 /// Every boot there is.
 pub(crate) const BOOTS: &[Boot] = &[
