@@ -4,6 +4,7 @@
 //! for those after it. [`world`] is what stories are told with.
 
 mod blocks;
+mod farewell;
 mod frontends;
 mod guests;
 mod life;
@@ -101,6 +102,9 @@ const TOOLSTACK: &[Story] = stories![
     toolstack::a_format_that_is_not_served,
 ];
 
+/// platter's end.
+const FAREWELL: &[Story] = stories![farewell::shut_down_in_mid_io, farewell::rebooted_in_mid_io];
+
 /// Every boot there is.
 pub(crate) const BOOTS: &[Boot] = &[
     Boot {
@@ -149,6 +153,7 @@ pub(crate) const BOOTS: &[Boot] = &[
     },
     on_oxenstored("guests", GUESTS),
     on_oxenstored("toolstack", TOOLSTACK),
+    on_oxenstored("farewell", FAREWELL),
     on_oxenstored("frontends", FRONTENDS),
     Boot {
         name: "no-interrupts",
@@ -196,6 +201,7 @@ pub(crate) const BOOTS: &[Boot] = &[
     },
     on_xenstored("c-xenstored-guests", GUESTS),
     on_xenstored("c-xenstored-toolstack", TOOLSTACK),
+    on_xenstored("c-xenstored-farewell", FAREWELL),
     on_xenstored("c-xenstored-frontends", FRONTENDS),
 ];
 
