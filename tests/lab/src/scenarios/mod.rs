@@ -12,6 +12,7 @@ mod peer;
 mod serving;
 mod toolstack;
 mod trouble;
+mod volumes;
 mod world;
 
 use std::time::Duration;
@@ -155,6 +156,18 @@ pub(crate) const BOOTS: &[Boot] = &[
     on_oxenstored("toolstack", TOOLSTACK),
     on_oxenstored("farewell", FAREWELL),
     on_oxenstored("frontends", FRONTENDS),
+    Boot {
+        name: "volumes",
+        lane: Lane::Short,
+        daemon: Daemon::Oxenstored,
+        xen_options: "",
+        stories: stories![
+            volumes::partitions_by_every_name,
+            volumes::logical_partitions,
+            volumes::tables_that_guests_write_change_nothing,
+            volumes::each_block_has_one_writer,
+        ],
+    },
     Boot {
         name: "no-interrupts",
         lane: Lane::Short,

@@ -1,4 +1,4 @@
-//! What the host itself must have: QEMU, and `xz` for Debian's kernel. Installed with apt when missing.
+//! What the host itself must have: QEMU, `xz` for Debian's kernel, and sfdisk to partition disks. Installed with apt when missing.
 
 use std::fs;
 use std::path::Path;
@@ -35,6 +35,9 @@ pub(crate) fn ensure(step: &Step) -> Result<()> {
     }
     if !runs("xz", "--version") {
         packages.push("xz-utils");
+    }
+    if !runs("/usr/sbin/sfdisk", "--version") {
+        packages.push("fdisk");
     }
     if packages.is_empty() {
         return Ok(());
