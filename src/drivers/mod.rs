@@ -101,6 +101,8 @@ pub enum DeviceError {
     Reset,
     /// A command failed.
     Command(ErrorStatus),
+    /// It was taken away from us.
+    Withdrawn,
 }
 
 impl fmt::Display for DeviceError {
@@ -114,6 +116,7 @@ impl fmt::Display for DeviceError {
             Self::Stuck => f.write_str("its ready bit does not change"),
             Self::Timeout => f.write_str("it left a command unanswered"),
             Self::Reset => f.write_str("it was reset under a command"),
+            Self::Withdrawn => f.write_str("it was taken away"),
             Self::Command(status) => write!(f, "a command failed with {status}"),
         }
     }
@@ -228,6 +231,22 @@ impl Disk {
     pub fn isolated(&mut self) {
         match self {
             Self::Nvme(nvme) => nvme.isolated(),
+        }
+    }
+
+    /// Whether the controller still is as we enabled it: the toolstack resets one before it asks for
+    /// it back, and then nothing in flight is ever completed.
+    #[must_use]
+    pub fn is_enabled(&self, hal: &mut impl Memory) -> bool {
+        match self {
+            Self::Nvme(nvme) => nvme.is_enabled(hal),
+        }
+    }
+
+    /// Gives the controller up, whatever it is doing; it may have to be isolated then.
+    pub fn abandon(&mut self) {
+        match self {
+            Self::Nvme(nvme) => nvme.abandon(),
         }
     }
 

@@ -32,7 +32,7 @@ use crate::hal::Hal;
 use crate::units::{Instant, Port};
 use crate::volume::{Volume, VolumeName, Volumes};
 use crate::wire::ring::FrontendFault;
-use crate::wire::xenbus::{Answer, Job, StoreError, Value, XenbusState};
+use crate::wire::xenbus::{self, Answer, Job, StoreError, Value, XenbusState};
 
 /// How long the state stays at InitWait: libxl waits for exactly that, and reads the node some
 /// time after it was told of a change.
@@ -177,6 +177,8 @@ pub struct Vbd {
     /// What is still to be written to the error node.
     complaint: Option<Value>,
     fault: Option<FrontendFault>,
+    /// Why there is no disk behind it any more.
+    withdrawn: Option<Value>,
     dwell: Duration,
     offered: Option<Instant>,
     retry_at: Option<Instant>,
@@ -201,6 +203,7 @@ impl Vbd {
             why: Value::new(),
             complaint: None,
             fault: None,
+            withdrawn: None,
             dwell: DWELL,
             offered: None,
             retry_at: None,
@@ -234,6 +237,15 @@ impl Vbd {
         if let Some(connection) = &mut self.connection {
             connection.ring.close();
             self.fault = Some(fault);
+        }
+    }
+
+    /// This controller is going away: a device that is served from it closes, also without its
+    /// frontend. No new device may find the controller's volumes any more.
+    pub fn withdraw(&mut self, controller: usize, reason: impl fmt::Display) {
+        if self.served.as_ref().is_some_and(|served| served.volume.disk.controller == controller) {
+            self.stop();
+            self.withdrawn = Some(xenbus::cut(reason));
         }
     }
 
@@ -355,6 +367,12 @@ impl Vbd {
     /// Does what time and the ring's progress allow.
     pub fn turn(&mut self, now: Instant, hal: &mut impl Hal) {
         self.retry_at = self.retry_at.filter(|at| now < *at);
+        // What is being written takes effect first.
+        if !matches!(self.errand, Some(Errand::Task(_)))
+            && let Some(reason) = self.withdrawn.take()
+        {
+            self.leave(&reason);
+        }
         match self.state {
             State::Dwelling { until } if now >= until => {
                 self.state = State::InitWait;

@@ -208,6 +208,31 @@ impl Vbd {
         }
     }
 
+    /// There is no disk behind the device any more: it closes, if it was ever offered.
+    pub(super) fn leave(&mut self, reason: &str) {
+        match self.state {
+            State::Doing(Task::Subscribe | Task::Offer) if self.is_new() => self.refuse(reason),
+            State::Doing(Task::Subscribe | Task::Offer | Task::Connect)
+            | State::Dwelling { .. }
+            | State::InitWait
+            | State::Connected
+            | State::Closing
+            | State::Draining { then: Then::Offer } => self.fail(reason),
+            State::Found
+            | State::Doing(
+                Task::AnnounceClosing
+                | Task::AnnounceClosed
+                | Task::Remove
+                | Task::RemoveRefused
+                | Task::Unsubscribe,
+            )
+            | State::Draining { then: Then::Close | Then::Start | Then::Leave }
+            | State::Closed
+            | State::Lingering { .. }
+            | State::Finished => {}
+        }
+    }
+
     /// A directory that is looked at for the first time, or again from scratch.
     fn begin(&mut self, ours: Ours, now: Instant, volumes: &Volumes, others: impl Iterator<Item = Hold>) {
         match ours.state {
@@ -342,7 +367,7 @@ impl Vbd {
     }
 
     /// Takes no more requests.
-    fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         if let Some(connection) = &mut self.connection {
             connection.ring.close();
         }

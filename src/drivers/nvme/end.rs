@@ -7,7 +7,7 @@ use log::{info, warn};
 
 use super::reset::Next;
 use super::{Nvme, State};
-use crate::drivers::Status;
+use crate::drivers::{DeviceError, Status};
 use crate::hal::Memory;
 use crate::units::Instant;
 use crate::wire::nvme::{CC, CC_CONFIGURATION, CC_ENABLE, CC_SHUT_DOWN};
@@ -59,9 +59,33 @@ impl Nvme {
         if self.must_be_isolated() {
             info!("nvme{}: isolated", self.index);
             self.become_quiet(match self.status() {
+                // It has not failed, it is only not ours any more.
+                Status::Failed(DeviceError::Withdrawn) => Next::Stop,
                 Status::Failed(reason) => Next::GiveUp(reason),
                 Status::Starting | Status::Ready | Status::Stopping | Status::Stopped => Next::Stop,
             });
+        }
+    }
+
+    /// See [`crate::drivers::Disk::is_enabled`].
+    #[must_use]
+    pub fn is_enabled(&self, hal: &mut impl Memory) -> bool {
+        let status = self.controller_status(hal);
+        status.is_ready() && !status.is_gone()
+    }
+
+    /// See [`crate::drivers::Disk::abandon`].
+    pub fn abandon(&mut self) {
+        match self.state {
+            State::Quiet { .. } => self.state = State::Quiet { next: Next::Stop },
+            State::Stopped | State::Failed(_) => {}
+            State::Found
+            | State::Settling { .. }
+            | State::Disabling { .. }
+            | State::Enabling { .. }
+            | State::SettingUp { .. }
+            | State::Ready
+            | State::ShuttingDown { .. } => self.state = State::Failed(DeviceError::Withdrawn),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Closing, whoever wants it, and what is left.
 
 use super::*;
+use crate::volume::tests::DISK;
 
 #[test]
 fn detach_waits_for_the_frontend_and_lingers() {
@@ -229,4 +230,48 @@ fn a_device_can_fail_to_be_written_at_any_step() {
         }
     }
     panic!("a life has fewer jobs");
+}
+
+#[test]
+fn a_device_whose_controller_goes_closes_without_its_frontend() {
+    let mut world = World::connected();
+    world.vbd.withdraw(DISK.controller + 1, "another one went");
+    world.run_until(300);
+    assert_eq!(world.trace(), []);
+    world.vbd.withdraw(DISK.controller, "its controller went");
+    world.run_until(300);
+    assert_eq!(world.trace(), [(300, "error"), (300, "5"), (300, "6")]);
+    world.assert_disconnected();
+    world.set(FRONT, "state", "6");
+    world.run_until(5000);
+    assert_eq!(world.ours("state"), "6", "until the toolstack detaches it");
+    world.detach();
+    world.run_until(6000);
+    world.assert_over();
+}
+
+#[test]
+fn a_controller_that_goes_at_any_step_leaves_nothing_connected() {
+    // It goes between two jobs, or while one is on its way.
+    for on_its_way in [false, true] {
+        for steps in 0..40 {
+            let mut world = World::new();
+            world.attach("nvme0n1", "w");
+            if !live(&mut world, steps) {
+                break;
+            }
+            let job = if on_its_way { world.vbd.next_job(world.now) } else { None };
+            world.volumes = Volumes::new();
+            world.vbd.withdraw(DISK.controller, "its controller went");
+            if let Some(job) = job {
+                let (result, answers) = world.apply(&job);
+                world.done(result, &answers);
+            }
+            world.run();
+            world.frontend_ready("8", "15");
+            world.run_until(world.millis() + 10_000);
+            assert!(!world.exists() || world.ours("state") == "6", "step {steps}: {:?}", world.vbd.state);
+            world.assert_disconnected();
+        }
+    }
 }
