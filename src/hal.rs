@@ -165,6 +165,9 @@ pub trait Memory {
     /// The registers are not ours, or no room is left.
     fn map_mmio(&mut self, bar: BusAddr, len: usize) -> Result<MmioRegion, HypervisorError>;
 
+    /// Undoes [`Memory::map_mmio`].
+    fn unmap_mmio(&mut self, region: MmioRegion);
+
     /// Reads a 32-bit register. The offset is within the region and aligned.
     fn read32(&mut self, region: MmioRegion, offset: usize) -> u32;
 

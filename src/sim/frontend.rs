@@ -324,6 +324,11 @@ impl Frontend {
             (Stage::Offered | Stage::Connected | Stage::Finishing | Stage::Closing, "5" | "6") => {
                 self.enter(machine, Stage::Closed, 6);
             }
+            (Stage::Closed, "6") if !self.outstanding.is_empty() => {
+                // The backend gave up what it had not taken; so does the guest.
+                self.abandon(machine, true);
+                self.look(machine);
+            }
             (Stage::Closed, "6") if self.reopens => {
                 self.unlink(machine, true);
                 self.reopens = false;
@@ -378,11 +383,15 @@ impl Frontend {
     fn remove(&mut self, machine: &mut Machine) {
         let state = machine.tree.text(&format!("{}/state", self.backend));
         let closed = state.is_none_or(|state| state == "6");
+        self.abandon(machine, closed);
+        self.unlink(machine, closed);
+        self.stage = Stage::Removed;
+    }
+
+    fn abandon(&mut self, machine: &mut Machine, closed: bool) {
         for (_, request) in core::mem::take(&mut self.outstanding) {
             request.abandon(machine, self.guest, closed, &mut self.shadow);
         }
-        self.unlink(machine, closed);
-        self.stage = Stage::Removed;
     }
 
     fn unlink(&mut self, machine: &mut Machine, unmapped: bool) {

@@ -137,8 +137,12 @@ impl Memory for World {
     }
 
     fn map_mmio(&mut self, bar: BusAddr, len: usize) -> Result<MmioRegion, HypervisorError> {
-        let mapped = self.state().lent.at(bar, len);
+        let mapped = self.state().lent.map(bar, len);
         mapped.map(|base| MmioRegion { base, len }).ok_or(-1).map_err(failed("HYPERVISOR_mmu_update"))
+    }
+
+    fn unmap_mmio(&mut self, region: MmioRegion) {
+        self.state().lent.unmap(region.base);
     }
 
     fn read32(&mut self, region: MmioRegion, offset: usize) -> u32 {

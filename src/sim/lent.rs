@@ -1,26 +1,18 @@
-//! The PCI functions that the driver domain was given: each an NVMe controller behind its BAR, and
-//! the xenbus side of pciback that lends them (Linux, drivers/xen/xen-pciback/xenbus.c).
+//! The PCI functions that the driver domain is given: each an NVMe controller behind its BAR, which
+//! reaches memory while its bus mastering and the IOMMU let it. `lending` is how they are given.
 
 use core::ops::Range;
-use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::frontend::Frontend;
-use super::machine::{DOM0, DRIVER, Machine, Violation};
+use super::lending::Lending;
+use super::machine::{Machine, Violation};
 use super::nvme::disk::Disk;
 use super::nvme::{Controller, Settings};
 use super::pciback::{Function, Pciback};
 use super::shadow::content;
 use super::tables::Gpt;
-use super::tree::Perms;
-use crate::mem::frame::Frame;
-use crate::units::{BusAddr, GrantRef, Instant, Pirq, Port, SECTOR_SIZE};
-
-const FRONT: &str = "/local/domain/3/device/pci/0";
-const BACK: &str = "/local/domain/0/backend/pci/3/0";
-
-/// The slowest pciback is to look at xenstore after a change, in nanoseconds.
-const NOTICE: u64 = 5_000_000;
+use crate::units::{BusAddr, Instant, Pirq, SECTOR_SIZE};
 
 const FIRST_BAR: u64 = 0xfe80_0000;
 const FIRST_PIRQ: u16 = 55;
@@ -30,48 +22,56 @@ const BUS_MASTER: u16 = 1 << 2;
 
 /// A controller and its registers.
 #[derive(Debug)]
-struct Slot {
-    controller: Controller,
+pub(super) struct Slot {
+    pub(super) controller: Controller,
     bar: BusAddr,
     pirq: Pirq,
+    /// Whether the IOMMU lets it reach the driver domain's memory, which may map its registers.
+    pub(super) assigned: bool,
+    /// How often its registers are mapped.
+    pub(super) mapped: usize,
     /// Violations of the controller that were passed on.
     reported: usize,
 }
 
-/// The shared page and its event channel.
-#[derive(Debug)]
-struct Link {
-    page: Frame,
-    port: Port,
-}
-
-/// All that was lent.
+/// All that is lent.
 #[derive(Debug, Default)]
 pub struct Lent {
-    slots: Vec<Slot>,
+    pub(super) slots: Vec<Slot>,
     /// What a `target=` means that is not a whole disk: the disk, and the block where it starts.
     parts: BTreeMap<String, (String, u64)>,
     /// Answers to the image's configuration accesses.
     pub pciback: Pciback,
-    link: Option<Link>,
-    seen: u64,
-    looks: Option<Instant>,
+    /// Its conversation with the image, and the toolstack's with both.
+    pub lending: Lending,
 }
 
 impl Lent {
     /// Lends one more controller, before the image starts; returns its number.
     pub fn add_nvme(&mut self, machine: &mut Machine, settings: Settings) -> usize {
+        let number = self.plug_nvme(settings);
+        self.pciback.functions[number].lent = true;
+        self.slots[number].assigned = true;
+        Lending::give(machine, self.slots.len());
+        number
+    }
+
+    /// A controller that is not lent before it is attached; returns its number.
+    pub fn plug_nvme(&mut self, settings: Settings) -> usize {
         let number = self.slots.len();
         let bar = BusAddr(FIRST_BAR + ((number as u64) << 16));
         let pirq = FIRST_PIRQ + number as u16;
-        self.pciback.functions.push(Function::nvme(bar.0, pirq));
+        let mut function = Function::nvme(bar.0, pirq);
+        function.take_back();
+        self.pciback.functions.push(function);
         self.slots.push(Slot {
             controller: Controller::new(settings),
             bar,
             pirq: Pirq(pirq.into()),
+            assigned: false,
+            mapped: 0,
             reported: 0,
         });
-        self.write_nodes(machine);
         number
     }
 
@@ -107,45 +107,54 @@ impl Lent {
         self.slots[number].bar
     }
 
-    /// The number of the controller whose registers lie there, if they are as many bytes.
-    #[must_use]
-    pub fn at(&self, bar: BusAddr, len: usize) -> Option<usize> {
+    /// Maps the registers that lie there, if the domain may and they are as many bytes; returns the
+    /// number of their controller.
+    pub fn map(&mut self, bar: BusAddr, len: usize) -> Option<usize> {
         let functions = self.pciback.functions.iter();
-        let fits = |(slot, function): (&Slot, &Function)| slot.bar == bar && len as u64 <= function.bar_len;
-        self.slots.iter().zip(functions).position(fits)
+        let fits = |(slot, function): (&Slot, &Function)| {
+            slot.assigned && slot.bar == bar && len as u64 <= function.bar_len
+        };
+        let number = self.slots.iter().zip(functions).position(fits)?;
+        self.slots[number].mapped += 1;
+        Some(number)
+    }
+
+    /// Registers are not mapped any more.
+    pub fn unmap(&mut self, number: usize) {
+        self.slots[number].mapped -= 1;
+    }
+
+    /// Whether a controller's registers are mapped.
+    #[must_use]
+    pub fn is_mapped(&self, number: usize) -> bool {
+        self.slots[number].mapped > 0
+    }
+
+    /// How many controllers' registers are mapped.
+    #[must_use]
+    pub fn mapped(&self) -> usize {
+        self.slots.iter().map(|slot| slot.mapped).sum()
     }
 
     /// When anything of it acts next.
     #[must_use]
     pub fn next_event(&self, machine: &Machine) -> Option<Instant> {
-        let asked = self.link.as_ref().and_then(|link| machine.ports.pending(DOM0, link.port));
-        let functions = self.pciback.functions.iter();
-        let masters = self.slots.iter().zip(functions).filter(|(_, function)| is_master(function));
+        let slots = self.slots.iter().zip(&self.pciback.functions);
+        let masters = slots.filter(|(slot, function)| slot.is_master(function));
         let controllers = masters.filter_map(|(slot, _)| slot.controller.next_event());
-        controllers.chain(asked).chain(self.looks).min()
+        controllers.chain(self.lending.next_event(machine)).min()
     }
 
     /// Something may have changed in xenstore: pciback will look soon.
     pub fn notice(&mut self, machine: &mut Machine) {
-        if self.seen != machine.tree.generation() && !self.slots.is_empty() {
-            self.seen = machine.tree.generation();
-            let soon = machine.now + Duration::from_nanos(machine.rng.within(0..NOTICE));
-            self.looks.get_or_insert(soon);
+        if !self.slots.is_empty() {
+            self.lending.notice(machine);
         }
     }
 
     /// Does what is due.
     pub fn step(&mut self, machine: &mut Machine) {
-        if self.looks.is_some_and(|at| at <= machine.now) {
-            self.looks = None;
-            self.look(machine);
-        }
-        if let Some(link) = &self.link
-            && machine.ports.take(DOM0, link.port)
-            && self.pciback.step(link.page)
-        {
-            machine.notify(DOM0, link.port);
-        }
+        self.lend(machine);
         for (slot, function) in self.slots.iter_mut().zip(&self.pciback.functions) {
             slot.step(machine, function);
         }
@@ -201,58 +210,18 @@ impl Lent {
             disks.map(move |(index, disk)| (format!("nvme{number}n{}", index + 1), disk))
         })
     }
-
-    /// pciback attaches once the frontend has published its page.
-    fn look(&mut self, machine: &mut Machine) {
-        let text = |path: &str| machine.tree.text(path).unwrap_or("").to_string();
-        let number = |node: &str| text(&format!("{FRONT}/{node}")).parse::<u32>().ok();
-        let states = (text(&format!("{FRONT}/state")), text(&format!("{BACK}/state")));
-        if (states.0.as_str(), states.1.as_str()) != ("3", "3") || self.link.is_some() {
-            return;
-        }
-        let granted =
-            number("pci-op-ref").and_then(|gref| machine.grants.granted(DRIVER, GrantRef(gref), DOM0));
-        let bound =
-            number("event-channel").map(|port| machine.ports.bind(DOM0, DRIVER, Port(port), machine.now));
-        let (Some(mfn), Some(Ok(port))) = (granted, bound) else {
-            machine.violated(Violation::Device("pcifront published no page, or no port".into()));
-            return;
-        };
-        self.link = Some(Link { page: machine.memory.frame(mfn), port });
-        machine.tree.write(&format!("{BACK}/state"), 4);
-    }
-
-    fn write_nodes(&self, machine: &mut Machine) {
-        let tree = &mut machine.tree;
-        tree.write_for(BACK, "", Perms { owner: DOM0, reader: DRIVER });
-        tree.write_for(FRONT, "", Perms { owner: DRIVER, reader: DOM0 });
-        for (node, value) in [("backend", BACK), ("backend-id", "0"), ("state", "1")] {
-            tree.write(&format!("{FRONT}/{node}"), value);
-        }
-        let count = self.slots.len().to_string();
-        for (node, value) in [
-            ("frontend", FRONT),
-            ("frontend-id", "3"),
-            ("online", "1"),
-            ("num_devs", &count),
-            ("root_num", "1"),
-            ("root-0", "0000:00"),
-            ("state", "3"),
-        ] {
-            tree.write(&format!("{BACK}/{node}"), value);
-        }
-        for slot in 0..self.slots.len() {
-            tree.write(&format!("{BACK}/dev-{slot}"), format_args!("0000:0{}:00.0", slot + 1));
-            tree.write(&format!("{BACK}/vdev-{slot}"), format_args!("0000:00:{slot:02x}.0"));
-        }
-    }
 }
 
 impl Slot {
+    /// Whether it can use memory; what it tries while it cannot is put off.
+    fn is_master(&self, function: &Function) -> bool {
+        self.assigned && function.command() & BUS_MASTER != 0
+    }
+
     fn step(&mut self, machine: &mut Machine, function: &Function) {
         let due = self.controller.next_event().is_some_and(|at| at <= machine.now);
         let now = machine.now;
-        if due && is_master(function) && self.controller.step(now, machine) && function.msix {
+        if due && self.is_master(function) && self.controller.step(now, machine) && function.msix {
             machine.ports.interrupt(self.pirq, now);
         }
         for violation in self.controller.violations().iter().skip(self.reported) {
@@ -267,8 +236,4 @@ fn place(disk: &Disk, first: u64, sector: u64) -> (u64, Range<usize>) {
     let sectors = (disk.block_size() / SECTOR_SIZE) as u64;
     let start = (sector % sectors) as usize * SECTOR_SIZE;
     (first + sector / sectors, start..start + SECTOR_SIZE)
-}
-
-fn is_master(function: &Function) -> bool {
-    function.command() & BUS_MASTER != 0
 }

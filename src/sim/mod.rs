@@ -7,6 +7,7 @@ pub mod front_ring;
 pub mod frontend;
 pub mod grants;
 mod hal;
+pub mod lending;
 pub mod lent;
 pub mod machine;
 pub mod memory;

@@ -10,6 +10,7 @@ use crate::wire::pciif::{ACTIVE, command, offset};
 const ERR_DEV_NOT_FOUND: i32 = -1;
 const ERR_INVALID_OFFSET: i32 = -2;
 const ERR_NOT_IMPLEMENTED: i32 = -4;
+const ERR_OP_FAILED: i32 = -5;
 const ENXIO: i32 = -6;
 const EALREADY: i32 = -114;
 
@@ -29,6 +30,8 @@ pub struct Function {
     pub msix_failure: Option<(i32, u32)>,
     /// Whether MSI-X is enabled.
     pub msix: bool,
+    /// Whether it is lent to the guest.
+    pub lent: bool,
     is_sizing: [bool; 2],
 }
 
@@ -49,13 +52,27 @@ impl Function {
         words[word(MSIX)] = 0x0040_0011;
         words[word(MSIX + 4)] = 0x2000;
         words[word(MSIX + 8)] = 0x3000;
-        Self { words, bar_len: 0x4000, pirq, msix_failure: None, msix: false, is_sizing: [false; 2] }
+        Self {
+            words,
+            bar_len: 0x4000,
+            pirq,
+            msix_failure: None,
+            msix: false,
+            lent: true,
+            is_sizing: [false; 2],
+        }
     }
 
     /// The command register.
     #[must_use]
     pub fn command(&self) -> u16 {
         self.words[word(register::COMMAND)] as u16
+    }
+
+    /// Takes the function back, as it was before it was lent: pciback resets it.
+    pub fn take_back(&mut self) {
+        self.words[word(register::COMMAND)] &= 0xffff_0000;
+        (self.msix, self.lent, self.is_sizing) = (false, false, [false; 2]);
     }
 
     fn read(&self, at: u8) -> u32 {
@@ -127,8 +144,8 @@ impl Pciback {
         let word = |at| page.read_u32(at);
         let is_bus = word(offset::DOMAIN) == 0 && word(offset::BUS) == 0;
         let devfn = word(offset::DEVFN) as usize;
-        let Some(function) = self.functions.get_mut(devfn >> 3).filter(|_| is_bus && devfn.is_multiple_of(8))
-        else {
+        let function = self.functions.get_mut(devfn >> 3).filter(|function| function.lent);
+        let Some(function) = function.filter(|_| is_bus && devfn.is_multiple_of(8)) else {
             return (ERR_DEV_NOT_FOUND, 0, 0);
         };
         let (size, value) = (word(offset::SIZE), word(offset::VALUE));
@@ -143,6 +160,11 @@ impl Pciback {
             (command::ENABLE_MSIX, _) => {
                 assert_eq!((value, word(offset::MSIX_VECTOR)), (1, 0), "one vector, entry 0");
                 function.enable_msix()
+            }
+            (command::DISABLE_MSIX, _) if !function.msix => (ERR_OP_FAILED, 0, 0),
+            (command::DISABLE_MSIX, _) => {
+                function.msix = false;
+                (0, 0, 0)
             }
             _ => (ERR_NOT_IMPLEMENTED, 0, 0),
         }

@@ -258,7 +258,7 @@ impl State {
 
     pub(super) fn read_register(&mut self, region: MmioRegion, offset: usize) -> u32 {
         self.tick();
-        if offset + 4 > region.len {
+        if offset + 4 > region.len || !self.lent.is_mapped(region.base) {
             self.machine.violated(Violation::BadRegister { offset });
             return u32::MAX;
         }
@@ -266,7 +266,7 @@ impl State {
     }
 
     pub(super) fn write_register(&mut self, region: MmioRegion, offset: usize, value: u32) {
-        if offset + 4 > region.len {
+        if offset + 4 > region.len || !self.lent.is_mapped(region.base) {
             self.machine.violated(Violation::BadRegister { offset });
             return;
         }

@@ -24,6 +24,8 @@ pub mod command {
     pub const CONF_WRITE: u32 = 1;
     /// Enables MSI-X with the vectors listed.
     pub const ENABLE_MSIX: u32 = 4;
+    /// Disables MSI-X.
+    pub const DISABLE_MSIX: u32 = 5;
 }
 
 /// Offsets in `struct xen_pci_sharedinfo`.
@@ -65,6 +67,8 @@ pub enum Operation {
     Write32(u8, u32),
     /// Enables MSI-X with one vector, entry 0 of the function's table.
     EnableMsix,
+    /// Disables MSI-X.
+    DisableMsix,
 }
 
 impl fmt::Display for Operation {
@@ -73,6 +77,7 @@ impl fmt::Display for Operation {
             Self::Read(at) => write!(f, "reading configuration at {at:#04x}"),
             Self::Write16(at, _) | Self::Write32(at, _) => write!(f, "writing configuration at {at:#04x}"),
             Self::EnableMsix => f.write_str("enabling MSI-X"),
+            Self::DisableMsix => f.write_str("disabling MSI-X"),
         }
     }
 }
@@ -112,6 +117,7 @@ pub fn post(page: &SharedPage, address: Address, operation: Operation) {
         Operation::Write32(at, value) => (command::CONF_WRITE, at, 4, value),
         // The value is the number of vectors.
         Operation::EnableMsix => (command::ENABLE_MSIX, 0, 0, 1),
+        Operation::DisableMsix => (command::DISABLE_MSIX, 0, 0, 0),
     };
     page.write_u32(offset::COMMAND, command);
     page.write_u32(offset::ERROR, 0);

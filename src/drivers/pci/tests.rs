@@ -100,6 +100,10 @@ impl Memory for TestHal {
         unimplemented!()
     }
 
+    fn unmap_mmio(&mut self, _: MmioRegion) {
+        unimplemented!()
+    }
+
     fn read32(&mut self, _: MmioRegion, _: usize) -> u32 {
         unimplemented!("pcifront touches no registers")
     }

@@ -11,6 +11,7 @@ mod paging;
 mod start_info;
 mod traps;
 mod watchdog;
+mod window;
 
 use core::fmt;
 
@@ -240,6 +241,10 @@ impl Memory for Xen {
     fn map_mmio(&mut self, bar: BusAddr, len: usize) -> Result<MmioRegion, HypervisorError> {
         let base = self.paging.map_machine(bar.0, len.div_ceil(PAGE_SIZE), false)?;
         Ok(MmioRegion { base, len })
+    }
+
+    fn unmap_mmio(&mut self, region: MmioRegion) {
+        self.paging.unmap_machine(region.base, region.len.div_ceil(PAGE_SIZE));
     }
 
     fn read32(&mut self, region: MmioRegion, offset: usize) -> u32 {

@@ -12,6 +12,7 @@ use heapless::Vec;
 
 use super::hypercall::{Nr, hypercall};
 use super::start_info::StartInfo;
+use super::window::Window;
 use crate::hal::{DmaPage, HypervisorError};
 use crate::mem::SharedPage;
 use crate::units::{BusAddr, Mfn, PAGE_SIZE};
@@ -85,9 +86,7 @@ pub(super) struct Paging {
     fresh: usize,
     /// Pages given back.
     returned: Vec<usize, ENTRIES>,
-    window: usize,
-    next_slot: usize,
-    free_slots: Vec<usize, ENTRIES>,
+    window: Window<{ ENTRIES / 64 }>,
 }
 
 impl Paging {
@@ -104,16 +103,14 @@ impl Paging {
             mapped: 0,
             fresh: (after_stack - image_start()) / PAGE_SIZE,
             returned: Vec::new(),
-            window: 0,
-            next_slot: 0,
-            free_slots: Vec::new(),
+            window: Window::new(0),
         };
         let end = (image_start()..)
             .step_by(PAGE_SIZE)
             .find(|at| paging.leaf(*at).is_none_or(|(_, pte)| pte & PRESENT == 0))
             .unwrap_or(after_stack);
         paging.mapped = ((end - image_start()) / PAGE_SIZE).min(info.pages());
-        paging.window = end.next_multiple_of(ENTRIES * PAGE_SIZE);
+        paging.window = Window::new(end.next_multiple_of(ENTRIES * PAGE_SIZE));
         paging.add_window_table()?;
         Ok(paging)
     }
@@ -213,28 +210,14 @@ impl Paging {
         Ok(())
     }
 
-    /// Reserves `pages` addresses in a row of the window.
-    fn reserve(&mut self, pages: usize) -> Option<usize> {
-        if pages == 1
-            && let Some(slot) = self.free_slots.pop()
-        {
-            return Some(self.window + slot * PAGE_SIZE);
-        }
-        let slot = self.next_slot;
-        (slot + pages <= ENTRIES).then(|| {
-            self.next_slot += pages;
-            self.window + slot * PAGE_SIZE
-        })
-    }
-
     /// An address where a grant can be mapped: its PTE is empty.
     pub(super) fn reserve_page(&mut self) -> Option<usize> {
-        self.reserve(1)
+        self.window.reserve(1)
     }
 
     /// Gives back an address whose PTE is empty again.
     pub(super) fn release_page(&mut self, address: usize) {
-        self.free_slots.push((address - self.window) / PAGE_SIZE).expect("one entry a slot");
+        self.window.release(address, 1);
     }
 
     /// Maps machine memory that is not ours: shared_info, the grant table, device registers.
@@ -248,13 +231,25 @@ impl Paging {
         cached: bool,
     ) -> Result<usize, HypervisorError> {
         let full = HypervisorError { op: "map window", code: -12 };
-        let address = self.reserve(pages).ok_or(full)?;
+        let address = self.window.reserve(pages).ok_or(full)?;
         let flags = if cached { DATA } else { DATA | UNCACHED };
         for page in 0..pages {
             let offset = page * PAGE_SIZE;
-            update_va_mapping(address + offset, (machine + offset as u64) & FRAME | flags)?;
+            if let Err(error) = update_va_mapping(address + offset, (machine + offset as u64) & FRAME | flags)
+            {
+                self.unmap_machine(address, pages);
+                return Err(error);
+            }
         }
         Ok(address)
+    }
+
+    /// Undoes [`Paging::map_machine`].
+    pub(super) fn unmap_machine(&mut self, address: usize, pages: usize) {
+        for page in 0..pages {
+            update_va_mapping(address + page * PAGE_SIZE, 0).expect("a mapping of ours can be undone");
+        }
+        self.window.release(address, pages);
     }
 
     /// Makes a table for the 2 MiB of addresses after the bootstrap window.
@@ -263,8 +258,8 @@ impl Paging {
         let table = self.take_page().ok_or(no_memory)?;
         let address = table.page.base().addr().get();
         update_va_mapping(address, table.bus.0 & FRAME | (DATA & !WRITABLE))?;
-        let l2_table = self.table_at_level(self.window, 2).ok_or(no_memory)?;
-        let slot = self.window >> 21 & (ENTRIES - 1);
+        let l2_table = self.table_at_level(self.window.base(), 2).ok_or(no_memory)?;
+        let slot = self.window.base() >> 21 & (ENTRIES - 1);
         let ptr = self.mfn_of(l2_table).0 * PAGE_SIZE as u64 + slot as u64 * 8;
         let val = table.bus.0 | PRESENT | WRITABLE | USER | ACCESSED;
         mmu_update(&[MmuUpdate { ptr, val }])

@@ -191,6 +191,7 @@ pub struct Controller {
     ready: bool,
     shutdown: u32,
     interrupt_mask: u32,
+    reset_by_others: bool,
     admin_attributes: u32,
     admin_bases: [u64; 2],
     change: Option<(Instant, Change)>,
@@ -218,6 +219,7 @@ impl Controller {
             ready: false,
             shutdown: 0,
             interrupt_mask: 0,
+            reset_by_others: false,
             admin_attributes: 0,
             admin_bases: [0; 2],
             change: None,
@@ -335,6 +337,15 @@ impl Controller {
         interrupt && self.interrupt_mask & 1 == 0
     }
 
+    /// A function level reset, which the driver does not know of: it may go on ringing doorbells.
+    pub fn reset(&mut self) {
+        self.reset_by_others = true;
+        self.configuration = 0;
+        self.change = None;
+        self.interrupt_mask = 0;
+        self.apply(Change::Disabled);
+    }
+
     fn use_by_others(&mut self) {
         let found = self.settings.found;
         if found == Found::Off {
@@ -411,6 +422,7 @@ impl Controller {
     }
 
     fn enable(&mut self, value: u32, soon: Instant) {
+        self.reset_by_others = false;
         if self.ready || self.change.is_some() {
             self.violation("enables a controller that is not disabled yet");
         }
@@ -461,6 +473,9 @@ impl Controller {
     }
 
     fn doorbell(&mut self, offset: usize, value: u32) {
+        if self.reset_by_others {
+            return;
+        }
         let stride = 4 << self.settings.doorbell_stride;
         let number = u16::try_from(offset / stride / 2).unwrap_or(u16::MAX);
         let value = u16::try_from(value).unwrap_or(u16::MAX);
