@@ -31,28 +31,36 @@ impl Farewell {
         match self {
             Self::Draining => {
                 let mut rings = vbds.iter_mut().flatten().filter_map(Vbd::ring_mut);
-                if rings.any(|ring| is_waited_for(ring, disks)) || io.is_reading(disks) {
+                if rings.any(|ring| is_waited_for(ring, disks))
+                    || any(disks, |number, disk| io.is_reading(number, disk))
+                {
                     return Some(self);
                 }
-                io.flush(hal, disks);
+                for (controller, disk) in disks.iter_mut().enumerate() {
+                    disk.iter_mut().for_each(|disk| io.flush(hal, controller, disk));
+                }
                 Some(Self::Flushing)
             }
-            Self::Flushing if io.is_flushing(disks) => Some(self),
+            Self::Flushing if any(disks, |number, disk| io.is_flushing(number, disk)) => Some(self),
             Self::Flushing => {
-                disks.iter_mut().for_each(|disk| disk.shut_down(hal));
+                disks.iter_mut().flatten().for_each(|disk| disk.shut_down(hal));
                 Some(Self::Stopping)
             }
             Self::Stopping => {
                 let ended = |disk: &Disk| disk.status() == Status::Stopped || disk.has_failed();
-                (!disks.iter().all(ended)).then_some(self)
+                (!disks.iter().flatten().all(ended)).then_some(self)
             }
         }
     }
 }
 
+fn any(disks: &Disks, mut is_so: impl FnMut(usize, &Disk) -> bool) -> bool {
+    disks.iter().enumerate().any(|(number, disk)| disk.as_ref().is_some_and(|disk| is_so(number, disk)))
+}
+
 /// Whether a ring has requests that will be answered. What a failed controller holds never is: Xen
 /// takes its pages back when the domain has ended.
 fn is_waited_for(ring: &Ring, disks: &Disks) -> bool {
-    let has_failed = disks.get(ring.volume().disk.controller).is_none_or(Disk::has_failed);
+    let has_failed = disks[ring.volume().disk.controller].as_ref().is_none_or(Disk::has_failed);
     ring.has_ended() || ring.in_flight() > 0 && !has_failed
 }

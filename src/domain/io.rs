@@ -86,7 +86,8 @@ enum OurRead {
 }
 
 pub(super) type Vbds = Vec<Option<Vbd>, { limits::VBD_PLACES }>;
-pub(super) type Disks = Vec<Disk, { limits::CONTROLLERS }>;
+/// By the numbers in their names; where there is none, the number is free.
+pub(super) type Disks = [Option<Disk>; limits::CONTROLLERS];
 
 impl Io {
     pub(super) const fn new() -> Self {
@@ -117,15 +118,13 @@ impl Io {
         self.closing = true;
     }
 
-    /// Asks every disk to write its cache out.
-    pub(super) fn flush(&mut self, hal: &mut impl Memory, disks: &mut Disks) {
-        for (disk, flushes) in disks.iter_mut().zip(&mut self.flushes) {
-            for namespace in 0..disk.namespaces().len() {
-                let flush = disk.submit(OUR_FLUSH, namespace, Operation::Flush, Block(0), &[]);
-                *flushes += usize::from(flush.is_ok());
-            }
-            disk.kick(hal);
+    /// Asks a controller's disks to write their caches out.
+    pub(super) fn flush(&mut self, hal: &mut impl Memory, controller: usize, disk: &mut Disk) {
+        for namespace in 0..disk.namespaces().len() {
+            let flush = disk.submit(OUR_FLUSH, namespace, Operation::Flush, Block(0), &[]);
+            self.flushes[controller] += usize::from(flush.is_ok());
         }
+        disk.kick(hal);
     }
 
     /// Reads blocks of a disk into memory of our own, when no such read is under way.
@@ -139,7 +138,7 @@ impl Io {
         first: Block,
         to: Span,
     ) -> Result<(), Refusal> {
-        let disk = disks.get_mut(from.controller).filter(|_| !self.closing).ok_or(Refusal::NotReady)?;
+        let disk = disks[from.controller].as_mut().filter(|_| !self.closing).ok_or(Refusal::NotReady)?;
         disk.submit(OUR_READ, from.namespace, Operation::Read, first, &[to])?;
         self.read = OurRead::UnderWay(from.controller);
         Ok(())
@@ -157,15 +156,14 @@ impl Io {
         self.read = OurRead::None;
     }
 
-    /// Whether the read is still under way, and may end.
-    pub(super) fn is_reading(&self, disks: &Disks) -> bool {
-        let OurRead::UnderWay(controller) = self.read else { return false };
-        disks.get(controller).is_some_and(|disk| !disk.has_failed())
+    /// Whether the read is still under way at this controller, and may end.
+    pub(super) fn is_reading(&self, controller: usize, disk: &Disk) -> bool {
+        self.read == OurRead::UnderWay(controller) && !disk.has_failed()
     }
 
     /// Whether a flush of our own is still under way, and may end.
-    pub(super) fn is_flushing(&self, disks: &Disks) -> bool {
-        disks.iter().zip(&self.flushes).any(|(disk, flushes)| *flushes > 0 && !disk.has_failed())
+    pub(super) fn is_flushing(&self, controller: usize, disk: &Disk) -> bool {
+        self.flushes[controller] > 0 && !disk.has_failed()
     }
 
     /// Does what can be done now; returns whether anything was.
@@ -182,7 +180,7 @@ impl Io {
             progress |= self.admit(hal, vbds);
         }
         progress |= self.issue(disks, vbds);
-        for disk in &mut *disks {
+        for disk in disks.iter_mut().flatten() {
             disk.kick(hal);
         }
         self.publish(hal, vbds);
@@ -194,6 +192,7 @@ impl Io {
     fn complete(&mut self, hal: &mut impl Hal, now: Instant, disks: &mut Disks, vbds: &mut Vbds) -> bool {
         let mut progress = false;
         for (disk, flushes) in disks.iter_mut().zip(&mut self.flushes) {
+            let Some(disk) = disk else { continue };
             progress |= disk.turn(hal, now, &mut self.done);
             for completion in &self.done {
                 match completion.token {
@@ -311,6 +310,7 @@ impl Io {
     fn issue(&mut self, disks: &mut Disks, vbds: &mut Vbds) -> bool {
         let mut progress = false;
         for (controller, disk) in disks.iter_mut().enumerate() {
+            let Some(disk) = disk else { continue };
             let mut waiting = self.queued_for(controller, vbds);
             while waiting.0 != 0 {
                 for index in waiting.from(self.issue_cursors[controller]) {

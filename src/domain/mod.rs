@@ -2,11 +2,12 @@
 //! devices, which do not know each other. One [`Domain::turn`] does all that can be done now and
 //! says whether to turn again, sleep, or end.
 //!
+//! `controllers` joins PCI functions with the disks behind them, `survey` makes volumes of these,
 //! `home` holds the conversation about the domain itself, `scan` finds devices in xenstore, `foreign`
-//! refuses those of other kinds, `errors` bounds what they leave there, `survey` makes volumes of
-//! disks, `io` carries requests between rings and disks, `ports` knows whose an event channel is,
-//! `farewell` ends it.
+//! refuses those of other kinds, `errors` bounds what they leave there, `io` carries requests between
+//! rings and disks, `ports` knows whose an event channel is, `farewell` ends it.
 
+mod controllers;
 mod errors;
 mod farewell;
 mod foreign;
@@ -18,6 +19,7 @@ mod survey;
 
 use heapless::Vec;
 
+use self::controllers::{Controller, Controllers};
 use self::errors::Errors;
 use self::farewell::Farewell;
 use self::foreign::Foreign;
@@ -27,10 +29,9 @@ use self::ports::{Owner, PortTable};
 use self::scan::Scan;
 use self::survey::Survey;
 use crate::blkback::{DeviceId, Vbd};
-use crate::drivers::nvme::Nvme;
-use crate::drivers::pci::{self, DeviceKind, Found, Pci};
+use crate::drivers::pci::{self, Pci};
 use crate::drivers::{Disk, Status};
-use crate::hal::{Hal, HypervisorError};
+use crate::hal::Hal;
 use crate::limits;
 use crate::mem::SharedPage;
 use crate::options::Options;
@@ -80,7 +81,7 @@ impl Tables {
     #[expect(clippy::new_without_default, reason = "constant, for a static")]
     pub const fn new() -> Self {
         Self {
-            disks: Vec::new(),
+            disks: [const { None }; limits::CONTROLLERS],
             vbds: Vec::new(),
             volumes: Volumes::new(),
             ports: PortTable::new(),
@@ -103,7 +104,7 @@ enum Speaker {
 /// How far the start is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Start {
-    /// PCI devices and controllers are being brought up.
+    /// Functions and controllers are being brought up.
     Devices,
     /// Their volumes are known; ready is being said.
     Ready,
@@ -117,6 +118,7 @@ pub struct Domain<'a> {
     speaker: Option<Speaker>,
     home: Home,
     pci: Pci,
+    controllers: Controllers,
     scan: Scan,
     /// The device of another kind that is being refused.
     foreign: Option<Foreign>,
@@ -148,6 +150,7 @@ impl<'a> Domain<'a> {
             speaker: None,
             home: Home::new(),
             pci: Pci::new(),
+            controllers: [const { None }; limits::CONTROLLERS],
             scan: Scan::new(),
             foreign: None,
             survey: Survey::new(),
@@ -349,18 +352,9 @@ impl<'a> Domain<'a> {
         }
     }
 
-    /// PCI functions become controllers, controllers' disks become volumes.
+    /// Controllers come and go, their disks become volumes.
     fn devices_turn(&mut self, hal: &mut impl Hal, now: Instant) -> bool {
-        let mut progress = false;
-        if let Some(port) = self.pci.port() {
-            self.tables.ports.set(port, Some(Owner::Pci));
-        }
-        if let Some(found) = self.pci.turn(hal, now) {
-            progress = true;
-            if let Err(error) = self.add_controller(hal, &found) {
-                log::error!("pci {}: {error}", found.address);
-            }
-        }
+        let mut progress = self.controllers_turn(hal, now);
         let Tables { disks, volumes, io, .. } = &mut *self.tables;
         progress |= self.survey.turn(hal, disks, volumes, io, &self.options);
         if self.start == Start::Devices && self.pci.settled() && self.disks_settled() && self.home.is_set_up()
@@ -374,33 +368,7 @@ impl<'a> Domain<'a> {
 
     fn disks_settled(&self) -> bool {
         let disks = &self.tables.disks;
-        disks.iter().all(|disk| disk.status() != Status::Starting) && self.survey.is_done(disks)
-    }
-
-    fn add_controller(&mut self, hal: &mut impl Hal, found: &Found) -> Result<(), HypervisorError> {
-        let registers = hal.map_mmio(found.bar, found.bar_len.min(limits::REGISTERS))?;
-        let interrupts = match found.pirq.map(|pirq| hal.bind_pirq(pirq)) {
-            Some(Ok(port)) => {
-                self.tables.ports.set(port, Some(Owner::Disk));
-                true
-            }
-            Some(Err(error)) => {
-                log::warn!("pci {}: no interrupt: {error}; completions are polled", found.address);
-                false
-            }
-            None => false,
-        };
-        let index = self.tables.disks.len();
-        let disk = match found.kind {
-            DeviceKind::Nvme => Nvme::new(hal, index, registers, interrupts).map(Disk::Nvme),
-        };
-        match disk {
-            Ok(disk) => self.tables.disks.push(disk).unwrap_or_else(|_| {
-                log::error!("pci {}: not used: {} controllers at most", found.address, limits::CONTROLLERS);
-            }),
-            Err(error) => log::error!("pci {}: {error}", found.address),
-        }
-        Ok(())
+        disks.iter().flatten().all(|disk| disk.status() != Status::Starting) && self.survey.is_done(disks)
     }
 
     /// Opens the doors.
@@ -410,7 +378,7 @@ impl<'a> Domain<'a> {
             volumes.explain_nothing(refusal);
         }
         for (controller, disk) in disks.iter().enumerate() {
-            if let Status::Failed(error) = disk.status() {
+            if let Some(Status::Failed(error)) = disk.as_ref().map(Disk::status) {
                 volumes.explain_nothing(format_args!("nvme{controller}: {error}"));
             }
         }
@@ -441,8 +409,9 @@ impl<'a> Domain<'a> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let disks = self.tables.disks.iter().filter_map(Disk::deadline);
+        let disks = self.tables.disks.iter().flatten().filter_map(Disk::deadline);
+        let controllers = self.controllers.iter().flatten().filter_map(Controller::deadline);
         let vbds = self.tables.vbds.iter().flatten().filter_map(Vbd::deadline);
-        disks.chain(vbds).chain(self.pci.deadline()).min()
+        disks.chain(controllers).chain(vbds).chain(self.pci.deadline()).min()
     }
 }

@@ -3,13 +3,13 @@
 //! a time, and never waiting: `io` carries the reads, `volume` knows what is to be read.
 
 use super::io::{Disks, Io};
-use crate::drivers::Status;
+use crate::drivers::{Disk, Status};
 use crate::hal::{DmaPage, Memory};
 use crate::limits;
 use crate::options::Options;
 use crate::units::{PAGE_SIZE, Span};
 use crate::volume::reader::{Extent, Reader};
-use crate::volume::{Disk, DiskIndex, Volume, Volumes};
+use crate::volume::{self, DiskIndex, Volume, Volumes};
 
 /// How far it is.
 pub(super) struct Survey {
@@ -18,6 +18,8 @@ pub(super) struct Survey {
     /// The disk that is looked at, or is next.
     next: Option<DiskIndex>,
     reading: Option<Reading>,
+    /// Pages that failed controllers may still write to.
+    stranded: [Option<DmaPage>; limits::CONTROLLERS],
 }
 
 /// A table that is being read.
@@ -30,12 +32,36 @@ struct Reading {
 
 impl Survey {
     pub(super) const fn new() -> Self {
-        Self { seen: [false; limits::CONTROLLERS], next: None, reading: None }
+        Self {
+            seen: [false; limits::CONTROLLERS],
+            next: None,
+            reading: None,
+            stranded: [const { None }; limits::CONTROLLERS],
+        }
     }
 
     /// Whether all disks of the controllers that are ready were looked at.
     pub(super) fn is_done(&self, disks: &Disks) -> bool {
         self.next.is_none() && self.unseen(disks).is_none()
+    }
+
+    /// A controller is going away: its disks are not to be added any more.
+    pub(super) fn skip(&mut self, controller: usize) {
+        self.seen[controller] = true;
+    }
+
+    /// A controller is gone, and cannot reach memory any more; another may have its number.
+    pub(super) fn forget(&mut self, hal: &mut impl Memory, io: &mut Io, controller: usize) {
+        self.seen[controller] = false;
+        if self.next.take_if(|place| place.controller == controller).is_some()
+            && let Some(reading) = self.reading.take()
+        {
+            io.forget_read();
+            hal.return_page(reading.page);
+        }
+        if let Some(page) = self.stranded[controller].take() {
+            hal.return_page(page);
+        }
     }
 
     /// Does what can be done now; returns whether anything was.
@@ -60,10 +86,10 @@ impl Survey {
             self.begin(place, hal, volumes);
             return true;
         };
-        if disks.get(place.controller).is_none_or(|disk| disk.has_failed()) {
+        if disks[place.controller].as_ref().is_none_or(Disk::has_failed) {
             log::warn!("{place}: its controller failed while its partition table was read");
-            // The page may still be written to: it is never used again.
-            self.reading = None;
+            // The page may still be written to.
+            self.stranded[place.controller] = self.reading.take().map(|reading| reading.page);
             io.forget_read();
             volumes.remove_partitions(place);
             self.advance(place);
@@ -84,7 +110,8 @@ impl Survey {
 
     /// A controller that is ready for the first time.
     fn unseen(&self, disks: &Disks) -> Option<usize> {
-        disks.iter().zip(&self.seen).position(|(disk, seen)| !seen && disk.status() == Status::Ready)
+        let is_ready = |disk: &Option<Disk>| disk.as_ref().map(Disk::status) == Some(Status::Ready);
+        disks.iter().zip(&self.seen).position(|(disk, seen)| !seen && is_ready(disk))
     }
 
     /// Begins with the table of this disk, if there is such a disk and its table is to be read.
@@ -141,15 +168,16 @@ impl Reading {
 
 /// Adds the disks of a controller to the volumes.
 fn add_disks(controller: usize, disks: &Disks, volumes: &mut Volumes, options: &Options<'_>) {
-    let identity = disks[controller].identity();
-    for (namespace, claimed) in disks[controller].namespaces().iter().enumerate() {
+    let Some(disk) = &disks[controller] else { return };
+    let identity = disk.identity();
+    for (namespace, claimed) in disk.namespaces().iter().enumerate() {
         let index = DiskIndex { controller, namespace };
         let volume = claimed
             .as_ref()
             .map_err(|_| "see the log of its controller")
             .and_then(|disk| Volume::whole(index, disk.block_size, disk.blocks, disk.volatile_cache));
         let nsid = claimed.as_ref().map_or(0, |disk| disk.id);
-        let mut disk = Disk { index, identity, nsid, opaque: false, volume };
+        let mut disk = volume::Disk { index, identity, nsid, opaque: false, volume };
         disk.opaque = options.opaque().any(|name| disk.is_named(name));
         volumes.add_disk(disk);
     }

@@ -199,8 +199,11 @@ impl Volumes {
     pub fn add_disk(&mut self, disk: Disk) {
         self.remove_partitions(disk.index);
         self.disks.retain(|other| other.index != disk.index);
-        if let Some(gone) = self.gone.get_mut(disk.index.controller) {
-            *gone = None;
+        let number = disk.index.controller;
+        if self.gone.get_mut(number).is_some_and(|gone| gone.take().is_some()) {
+            // What the one before had is not there any more.
+            self.disks.retain(|other| other.index.controller != number);
+            self.partitions.retain(|(partition, _)| partition.name.disk.controller != number);
         }
         // There is room for as many as there are indexes.
         let _ = self.disks.push(disk);

@@ -2,6 +2,7 @@
 
 mod host;
 mod hostile;
+mod hotplug;
 mod oracles;
 mod recovery;
 mod rogue;

@@ -21,7 +21,18 @@ pub(super) struct Link {
     pub(super) gref: GrantRef,
     /// Pending when pciback has answered.
     pub(super) port: Port,
-    waiting: Option<Instant>,
+    line: Line,
+}
+
+/// Whose turn it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Line {
+    /// Ours.
+    Free,
+    /// pciback's, until then.
+    Busy(Instant),
+    /// Nobody's: pciback did not answer, or is gone.
+    Dead,
 }
 
 /// What became of the operation that was posted last.
@@ -31,8 +42,8 @@ pub(super) enum Poll {
     Idle,
     /// pciback still has time.
     Waiting,
-    /// pciback has let the deadline pass. The page is still its own.
-    Late,
+    /// pciback has let the deadline pass, or is gone. The page is still its own.
+    Silent,
     /// The answer, handed out once.
     Answered(Result<Reply, OperationError>),
 }
@@ -46,31 +57,58 @@ impl Link {
         let page = hal.take_page().ok_or(Refusal::NoPage)?;
         let gref = hal.grant(backend, &page).map_err(Refusal::Hypervisor)?;
         let port = hal.alloc_unbound(backend).map_err(Refusal::Hypervisor)?;
-        Ok(Self { page, gref, port, waiting: None })
+        Ok(Self { page, gref, port, line: Line::Free })
+    }
+
+    /// Makes page and port ready for a pciback that comes again. The one before has closed its end of
+    /// the port, which leaves ours open for its domain, and does not use the page any more.
+    pub(super) fn renew(&mut self) {
+        self.page.page.clear();
+        self.line = Line::Free;
+    }
+
+    /// pciback is gone: it answers nothing from now on.
+    pub(super) fn cut(&mut self) {
+        self.line = Line::Dead;
     }
 
     /// Posts an operation; the one before it must have been answered.
     pub(super) fn post(&mut self, hal: &mut impl Events, now: Instant, at: Address, operation: Operation) {
         pciif::post(&self.page.page, at, operation);
         hal.notify(self.port);
-        self.waiting = Some(now + PATIENCE);
+        self.line = Line::Busy(now + PATIENCE);
     }
 
     /// Looks for the answer.
     pub(super) fn poll(&mut self, now: Instant) -> Poll {
-        let Some(deadline) = self.waiting else { return Poll::Idle };
+        let deadline = match self.line {
+            Line::Free => return Poll::Idle,
+            Line::Busy(deadline) => deadline,
+            Line::Dead => return Poll::Silent,
+        };
         match pciif::reply(&self.page.page) {
             Some(reply) => {
-                self.waiting = None;
+                self.line = Line::Free;
                 Poll::Answered(reply)
             }
             None if now < deadline => Poll::Waiting,
-            None => Poll::Late,
+            None => {
+                self.line = Line::Dead;
+                Poll::Silent
+            }
         }
+    }
+
+    /// Whether an operation can be posted.
+    pub(super) fn is_free(&self) -> bool {
+        self.line == Line::Free
     }
 
     /// When the operation that was posted is late.
     pub(super) const fn deadline(&self) -> Option<Instant> {
-        self.waiting
+        match self.line {
+            Line::Busy(deadline) => Some(deadline),
+            Line::Free | Line::Dead => None,
+        }
     }
 }

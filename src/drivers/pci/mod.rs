@@ -1,32 +1,36 @@
 //! pcifront: takes over the PCI functions given to this domain, and readies each for its driver.
 //!
-//! A state machine that never waits. Its xenstore traffic is jobs (`wire::xenbus`) that `domain`
-//! carries; its configuration operations go through the page shared with pciback (`link`), in
-//! the order that `probe` knows. Nothing here touches a device's registers.
+//! A state machine that never waits. Its xenstore traffic (`handshake`) is jobs (`wire::xenbus`)
+//! that `domain` carries; its configuration operations go through the page shared with pciback
+//! (`link`), in the order that `order` and `probe` know. `functions` knows which there are:
+//! they come and go while we run. Nothing here touches a device's registers.
 //!
-//! Not handled: functions that come or go while we run (backend state 7), and AER.
+//! Not handled: AER.
 
+mod functions;
+mod handshake;
 mod link;
+mod order;
 mod probe;
 #[cfg(all(test, feature = "sim"))]
 mod tests;
 
 use core::fmt;
 
-use heapless::Vec;
-
 use crate::hal::{Hal, HypervisorError};
-use crate::limits;
-use crate::units::{BusAddr, DomId, Instant, Pirq, Port};
+use crate::units::{BusAddr, Instant, Pirq, Port};
 use crate::wire::pci::{Address, Class};
-use crate::wire::pciif;
-use crate::wire::xenbus::{self, Answer, Job, Path, StoreError, XenbusState};
+use crate::wire::pciif::{OperationError, Reply};
+use crate::wire::xenbus::{Answer, Job, Path, StoreError};
 
+use functions::{Functions, Stage};
+use handshake::{Names, Occasion, State};
 use link::{Link, Poll};
+use order::{Isolation, Order};
 pub use probe::{Fault, Identity};
 use probe::{Next, Probe};
 
-/// The token of the one watch, on the backend's state.
+/// The token of the watches, on our directory and on the backend's state.
 pub const TOKEN: &str = "pci";
 
 /// Our end of the device in xenstore, below our home.
@@ -58,6 +62,17 @@ pub struct Found {
     pub bar_len: usize,
     /// The interrupt behind MSI-X entry 0; without one completions must be polled.
     pub pirq: Option<Pirq>,
+}
+
+/// What `domain` is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// A function is ready for its driver.
+    Found(Found),
+    /// The toolstack wants a function back that was handed out: [`Pci::release`] is owed for it.
+    Leaves(Address),
+    /// What became of [`Pci::isolate`]: whether the function is known to reach memory no more.
+    Isolated(Address, bool),
 }
 
 /// Why there is no function, or one function less.
@@ -102,39 +117,22 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Where the handshake and the probing are.
-#[derive(Debug)]
-enum State {
-    /// To read who the backend is.
-    Looking,
-    /// To publish our page and port.
-    Offering,
-    /// To watch the backend's state.
-    Watching,
-    /// For the backend to connect; to read its state when that has changed.
-    Waiting,
-    /// To read which functions there are.
-    Listing,
-    /// To say that we are connected.
-    Connecting,
-    /// Asking one function after the other.
-    Probing(Probe),
-    /// Every function is known.
-    Settled,
-}
-
-/// The PCI functions given to this domain, on their way to drivers.
+/// The PCI functions given to this domain, on their way to drivers and back.
 #[derive(Debug)]
 pub struct Pci {
     state: State,
     /// A job is with `domain`.
     asked: bool,
-    /// The backend's state may have changed.
+    /// Our directory or the backend's state may have changed.
     noticed: bool,
+    /// Whether the backend's state is watched.
+    watching: bool,
     backend: Path,
     link: Option<Link>,
-    /// Functions still to be probed, the next one last.
-    functions: Vec<Address, { limits::PCI_FUNCTIONS }>,
+    names: Names,
+    functions: Functions,
+    /// What pciback was asked to do last, until it is done.
+    order: Option<Order>,
     refusal: Option<Refusal>,
 }
 
@@ -144,12 +142,15 @@ impl Pci {
     #[expect(clippy::new_without_default, reason = "a default would say less than new")]
     pub const fn new() -> Self {
         Self {
-            state: State::Looking,
+            state: State::Subscribing,
             asked: false,
             noticed: false,
+            watching: false,
             backend: Path::new(),
             link: None,
-            functions: Vec::new(),
+            names: Names::new(),
+            functions: Functions::new(),
+            order: None,
             refusal: None,
         }
     }
@@ -169,11 +170,11 @@ impl Pci {
         self.asked = false;
         match self.after_job(hal, result, answers) {
             Ok(state) => self.state = state,
-            Err(refusal) => self.settle(refusal),
+            Err(refusal) => self.trouble(refusal),
         }
     }
 
-    /// The watch with [`TOKEN`] has fired.
+    /// A watch with [`TOKEN`] has fired.
     pub fn notice(&mut self) {
         self.noticed = true;
     }
@@ -184,233 +185,162 @@ impl Pci {
         self.link.as_ref().map(|link| link.port)
     }
 
-    /// Goes on with the function at hand, and hands out one that is ready for its driver.
-    pub fn turn(&mut self, hal: &mut impl Hal, now: Instant) -> Option<Found> {
-        let (State::Probing(probe), Some(link)) = (&mut self.state, &mut self.link) else { return None };
-        let outcome = match link.poll(now) {
-            Poll::Waiting => return None,
-            Poll::Idle => Ok(Next::Ask),
-            Poll::Answered(reply) => probe.replied(reply),
-            Poll::Late => Err(Fault::Silent),
-        };
-        match outcome {
-            Ok(Next::Ask) => {
-                link.post(hal, now, probe.address, probe.operation());
-                None
-            }
-            Ok(Next::Ready(ready)) => {
-                log::info!("{ready}");
-                self.next_function(hal, now);
-                Some(ready.found)
-            }
-            Err(fault) => {
-                let refusal = Refusal::Function(probe.address, probe.identity, fault);
-                self.refuse(refusal);
-                if fault == Fault::Silent {
-                    self.give_up();
-                } else {
-                    self.next_function(hal, now);
-                }
-                None
-            }
+    /// Goes on with what pciback is asked to do; to be called again after each event.
+    pub fn turn(&mut self, hal: &mut impl Hal, now: Instant) -> Option<Event> {
+        if let Some(address) = self.functions.take_leaving() {
+            return Some(Event::Leaves(address));
         }
+        let event = self.follow(now);
+        self.give_order(hal, now);
+        self.advance();
+        event
+    }
+
+    /// Gives a function back that [`Event::Leaves`] named: nothing of ours uses it any more.
+    pub fn release(&mut self, address: Address) {
+        self.functions.release(address);
+    }
+
+    /// Keeps a function from memory, by its bus mastering; [`Event::Isolated`] tells when it is done.
+    pub fn isolate(&mut self, address: Address) {
+        self.functions.isolate(address);
     }
 
     /// When [`Pci::turn`] is due if nothing happens before.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        match &self.state {
-            // An operation that is still to be posted is due at once.
-            State::Probing(_) => Some(self.link.as_ref().and_then(Link::deadline).unwrap_or(Instant(0))),
-            State::Looking
-            | State::Offering
-            | State::Watching
-            | State::Waiting
-            | State::Listing
-            | State::Connecting
-            | State::Settled => None,
-        }
+        // An order that is still to be given is due at once.
+        let at_once = (self.order.is_some() || self.has_orders()).then_some(Instant(0));
+        let late = self.link.as_ref().and_then(Link::deadline);
+        late.or(at_once)
     }
 
     /// Whether every function given to us at the start is known: handed out or refused.
     #[must_use]
     pub fn settled(&self) -> bool {
-        matches!(self.state, State::Settled)
+        match self.state {
+            State::Absent
+            | State::Serving
+            | State::Naming(Occasion::Wanted)
+            | State::Sorting(Occasion::Wanted)
+            | State::Leaving(_)
+            | State::Answering
+            | State::Reconfiguring
+            | State::Closing => true,
+            State::Subscribing
+            | State::Looking
+            | State::Offering
+            | State::Watching
+            | State::Waiting
+            | State::Naming(Occasion::Lent)
+            | State::Sorting(Occasion::Lent)
+            | State::Connecting
+            | State::Probing => false,
+        }
     }
 
-    /// The first thing that was refused, once there is one: where no function was handed out, the
-    /// reason for that.
+    /// The first thing that was refused since pciback was found, once there is one: where no function
+    /// was handed out, the reason for that.
     #[must_use]
     pub fn none_reason(&self) -> Option<Refusal> {
         self.refusal
     }
 
-    fn job(&mut self) -> Option<Job> {
-        let frontend = xenbus::path(format_args!("{FRONTEND}"));
-        match &self.state {
-            State::Looking => Some(Job::new(&frontend).read("backend").read("backend-id")),
-            State::Offering => {
-                let link = self.link.as_ref()?;
-                let job = Job::new(&frontend)
-                    .while_state(&[XenbusState::Initialising])
-                    .write("pci-op-ref", link.gref.0)
-                    .write("event-channel", link.port.0)
-                    .write("magic", pciif::MAGIC)
-                    .write_state(XenbusState::Initialised);
-                Some(job)
+    /// Takes the reply to the order under way, if it is there.
+    fn follow(&mut self, now: Instant) -> Option<Event> {
+        let order = self.order.take()?;
+        match self.link.as_mut()?.poll(now) {
+            Poll::Waiting => self.order = Some(order),
+            Poll::Answered(reply) => return self.answered(order, reply),
+            Poll::Idle | Poll::Silent => return self.unanswered(&order),
+        }
+        None
+    }
+
+    fn answered(&mut self, mut order: Order, reply: Result<Reply, OperationError>) -> Option<Event> {
+        match &mut order {
+            Order::Probe(probe) => match probe.replied(reply) {
+                Ok(Next::Ask) => {}
+                Ok(Next::Ready(ready)) => {
+                    log::info!("{ready}");
+                    self.functions.probed(ready.found.address, true);
+                    return Some(Event::Found(ready.found));
+                }
+                Err(fault) => {
+                    self.refuse_function(probe.address, probe.identity, fault);
+                    return None;
+                }
+            },
+            Order::Isolate(isolation) => {
+                if let Some(done) = isolation.replied(reply) {
+                    return Some(Event::Isolated(order.address(), done));
+                }
             }
-            State::Watching => Some(Job::new(&self.backend).watch("state", TOKEN)),
-            State::Waiting => {
-                core::mem::take(&mut self.noticed).then(|| Job::new(&self.backend).read("state"))
+            // Where it was not enabled pciback refuses; it is off either way.
+            Order::Silence(address) => {
+                self.functions.remove(*address);
+                return None;
             }
-            State::Listing => {
-                let numbers = 0..limits::PCI_FUNCTIONS;
-                let job = Job::new(&self.backend).read("num_devs");
-                Some(numbers.fold(job, |job, n| job.read(&xenbus::path(format_args!("vdev-{n}")))))
+        }
+        self.order = Some(order);
+        None
+    }
+
+    /// pciback is silent or gone: nothing more can be asked.
+    fn unanswered(&mut self, order: &Order) -> Option<Event> {
+        match order {
+            Order::Probe(probe) => {
+                self.refuse_function(probe.address, probe.identity, Fault::Silent);
+                None
             }
-            State::Connecting => Some(
-                Job::new(&frontend)
-                    .while_state(&[XenbusState::Initialised])
-                    .write_state(XenbusState::Connected),
-            ),
-            State::Probing(_) | State::Settled => None,
+            Order::Isolate(_) => Some(Event::Isolated(order.address(), false)),
+            Order::Silence(address) => {
+                self.functions.remove(*address);
+                None
+            }
         }
     }
 
-    fn after_job(
-        &mut self,
-        hal: &mut impl Hal,
-        result: Result<(), StoreError>,
-        answers: &[Answer],
-    ) -> Result<State, Refusal> {
-        match &self.state {
-            State::Looking => {
-                let peer = self.looked(result, answers)?;
-                self.link = Some(Link::new(hal, peer)?);
-                Ok(State::Offering)
-            }
-            State::Offering => {
-                result.map_err(|error| Refusal::Store("publish the shared page", error))?;
-                Ok(State::Watching)
-            }
-            State::Watching => {
-                read(result, answers, 0).map_err(|error| Refusal::Store("watch pciback", error))?;
-                Ok(State::Waiting)
-            }
-            State::Waiting => backend_state(read(result, answers, 0)),
-            State::Listing => {
-                self.list(result, answers)?;
-                Ok(State::Connecting)
-            }
-            State::Connecting => {
-                result.map_err(|error| Refusal::Store("connect", error))?;
-                Ok(self.functions.pop().map_or(State::Settled, |first| State::Probing(Probe::new(first))))
-            }
-            State::Probing(_) | State::Settled => unreachable!("no job is out in these states"),
+    /// Posts the next operation of the order under way, or of a new one.
+    fn give_order(&mut self, hal: &mut impl Hal, now: Instant) {
+        let Some(link) = &mut self.link else { return };
+        if self.order.is_none() {
+            self.order = next_order(&mut self.functions, self.state);
+        }
+        if let Some(order) = &self.order
+            && link.is_free()
+        {
+            link.post(hal, now, order.address(), order.operation());
         }
     }
 
-    /// Reads who the backend is, and checks that its directory is that domain's and for PCI.
-    fn looked(&mut self, result: Result<(), StoreError>, answers: &[Answer]) -> Result<DomId, Refusal> {
-        let backend = match read(result, answers, 0) {
-            Ok(backend) => backend,
-            Err(StoreError::NotFound) => return Err(Refusal::NoDevice),
-            Err(error) => return Err(Refusal::Store("read device/pci/0/backend", error)),
-        };
-        let id = read(result, answers, 1)
-            .map_err(|error| Refusal::Store("read device/pci/0/backend-id", error))?;
-        let peer = domain(id).ok_or(Refusal::Claim("device/pci/0/backend-id"))?;
-        let parent = xenbus::path(format_args!("/local/domain/{peer}/backend/pci/"));
-        let is_path = backend.strip_prefix(parent.as_str()).is_some_and(is_device);
-        self.backend =
-            Path::try_from(backend).ok().filter(|_| is_path).ok_or(Refusal::Claim("device/pci/0/backend"))?;
-        Ok(peer)
+    fn has_orders(&self) -> bool {
+        let probes = self.state == State::Probing && self.functions.any_new();
+        probes || self.functions.any_isolation() || self.functions.first(Stage::Released).is_some()
     }
 
-    /// Reads which functions there are, the last first.
-    fn list(&mut self, result: Result<(), StoreError>, answers: &[Answer]) -> Result<(), Refusal> {
-        let count = read(result, answers, 0).map_err(|error| Refusal::Store("read num_devs", error))?;
-        let count: usize = count.parse().map_err(|_| Refusal::Claim("num_devs"))?;
-        if count == 0 {
-            return Err(Refusal::NoDevice);
-        }
-        if count > limits::PCI_FUNCTIONS {
-            self.refuse(Refusal::TooMany(limits::PCI_FUNCTIONS));
-        }
-        for n in (0..count.min(limits::PCI_FUNCTIONS)).rev() {
-            let address = read(result, answers, n + 1).ok().and_then(Address::parse);
-            match address {
-                Some(address) => self.functions.push(address).expect("there is room for each n"),
-                None => self.refuse(Refusal::Unnamed(n)),
-            }
-        }
-        Ok(())
-    }
-
-    fn next_function(&mut self, hal: &mut impl Hal, now: Instant) {
-        let (Some(address), Some(link)) = (self.functions.pop(), &mut self.link) else {
-            self.state = State::Settled;
-            return;
-        };
-        let probe = Probe::new(address);
-        link.post(hal, now, address, probe.operation());
-        self.state = State::Probing(probe);
-    }
-
-    /// The page is still pciback's, so nothing can be asked about the other functions either.
-    fn give_up(&mut self) {
-        while let Some(address) = self.functions.pop() {
-            self.refuse(Refusal::Function(address, None, Fault::Silent));
-        }
-        self.state = State::Settled;
-    }
-
-    fn settle(&mut self, refusal: Refusal) {
-        self.refuse(refusal);
-        self.state = State::Settled;
+    fn refuse_function(&mut self, address: Address, identity: Option<Identity>, fault: Fault) {
+        self.functions.probed(address, false);
+        self.refuse(Refusal::Function(address, identity, fault));
     }
 
     fn refuse(&mut self, refusal: Refusal) {
-        log::warn!("{refusal}");
+        // What is found again when something changes was said.
+        if self.refusal != Some(refusal) {
+            log::warn!("{refusal}");
+        }
         self.refusal.get_or_insert(refusal);
     }
 }
 
-/// The text that a job's n-th step read.
-fn read(result: Result<(), StoreError>, answers: &[Answer], n: usize) -> Result<&str, StoreError> {
-    result?;
-    match answers.get(n) {
-        Some(Ok(value)) => Ok(value),
-        Some(Err(error)) => Err(*error),
-        None => Err(StoreError::Malformed),
+/// What is most urgent.
+fn next_order(functions: &mut Functions, state: State) -> Option<Order> {
+    if let Some(address) = functions.take_isolation() {
+        return Some(Order::Isolate(Isolation::new(address)));
     }
-}
-
-fn backend_state(state: Result<&str, StoreError>) -> Result<State, Refusal> {
-    let state = match state {
-        Ok(state) => XenbusState::parse(state),
-        Err(StoreError::NotFound) => XenbusState::Unknown,
-        Err(error) => return Err(Refusal::Store("read pciback's state", error)),
-    };
-    match state {
-        XenbusState::Initialising
-        | XenbusState::InitWait
-        | XenbusState::Initialised
-        | XenbusState::Reconfiguring
-        | XenbusState::Reconfigured => Ok(State::Waiting),
-        XenbusState::Connected => Ok(State::Listing),
-        XenbusState::Unknown | XenbusState::Closing | XenbusState::Closed => Err(Refusal::Closed),
+    if let Some(address) = functions.first(Stage::Released) {
+        return Some(Order::Silence(address));
     }
-}
-
-/// A domain id that is not one of Xen's reserved ones (xen.h, `DOMID_FIRST_RESERVED`).
-fn domain(text: &str) -> Option<DomId> {
-    text.parse().ok().filter(|id| *id < 0x7ff0).map(DomId)
-}
-
-/// Whether the rest of a backend's path is `frontend-id/device`: what is used as a path must not
-/// smuggle other bytes into a request.
-fn is_device(rest: &str) -> bool {
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    rest.split_once('/').is_some_and(|(frontend, device)| is_number(frontend) && is_number(device))
+    let new = functions.first(Stage::New).filter(|_| state == State::Probing);
+    new.map(|address| Order::Probe(Probe::new(address)))
 }

@@ -1,7 +1,9 @@
 //! Closing, whoever wants it, and what is left.
 
 use super::*;
-use crate::volume::tests::DISK;
+
+/// The controller of the disk that is attached.
+const CONTROLLER: usize = 0;
 
 #[test]
 fn detach_waits_for_the_frontend_and_lingers() {
@@ -235,10 +237,10 @@ fn a_device_can_fail_to_be_written_at_any_step() {
 #[test]
 fn a_device_whose_controller_goes_closes_without_its_frontend() {
     let mut world = World::connected();
-    world.vbd.withdraw(DISK.controller + 1, "another one went");
+    world.vbd.withdraw(CONTROLLER + 1, "another one went");
     world.run_until(300);
     assert_eq!(world.trace(), []);
-    world.vbd.withdraw(DISK.controller, "its controller went");
+    world.vbd.withdraw(CONTROLLER, "its controller went");
     world.run_until(300);
     assert_eq!(world.trace(), [(300, "error"), (300, "5"), (300, "6")]);
     world.assert_disconnected();
@@ -262,7 +264,7 @@ fn a_controller_that_goes_at_any_step_leaves_nothing_connected() {
             }
             let job = if on_its_way { world.vbd.next_job(world.now) } else { None };
             world.volumes = Volumes::new();
-            world.vbd.withdraw(DISK.controller, "its controller went");
+            world.vbd.withdraw(CONTROLLER, "its controller went");
             if let Some(job) = job {
                 let (result, answers) = world.apply(&job);
                 world.done(result, &answers);

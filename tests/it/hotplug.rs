@@ -1,0 +1,317 @@
+//! `xl pci-detach` and `pci-attach` of controllers while guests use them, and controllers that have
+//! to be kept from memory, in simulated worlds under many seeds.
+
+use core::time::Duration;
+
+use platter::domain::End;
+use platter::sim::frontend::Stage;
+use platter::sim::lending::Manner;
+use platter::sim::machine::DRIVER;
+use platter::sim::nvme::{Settings, Shape};
+use platter::sim::requests::Load;
+use platter::sim::shadow::Shadow;
+use platter::sim::toolstack::Outcome;
+use platter::sim::world::{State, World};
+use platter::sim::xenstored::Flavour;
+use platter::units::DomId;
+
+use crate::host::{DEV, SECTORS, add_nvme, assert_outcome, attach, disk, partitioned, run, world};
+
+const DONE: bool = false;
+const MANNERS: [Manner; 3] = [Manner::Reset, Manner::CutOff, Manner::Announced];
+
+/// `xl pci-detach`.
+fn pci_detach(state: &mut State, number: usize, manner: Manner) {
+    state.lent.detach(&mut state.machine, number, manner);
+}
+
+/// `xl pci-attach`.
+fn pci_attach(state: &mut State, number: usize) {
+    state.lent.attach(&mut state.machine, number);
+}
+
+/// `xl block-attach` to a new guest.
+fn block_attach(state: &mut State, guest: u16, target: &str, load: Load) {
+    let disk = disk(guest, target);
+    state.create_guest(disk.guest);
+    state.attach(&disk, load, Shadow::default());
+}
+
+fn answered(world: &World, frontend: usize) -> (u64, usize) {
+    world.state().frontends[frontend].answered()
+}
+
+/// What became of all `xl pci-detach` and `pci-attach` so far.
+#[track_caller]
+fn assert_pci(world: &World, outcomes: &[Outcome]) {
+    let state = world.state();
+    let found: Vec<_> = state.lent.lending.outcomes().collect();
+    let expected: Vec<_> = outcomes.iter().copied().map(Some).collect();
+    assert_eq!(found, expected);
+}
+
+/// The reason that was left for the administrator.
+fn reason(world: &World, guest: u16) -> String {
+    let path = format!("/local/domain/3/error/backend/vbd/{guest}/{DEV}/error");
+    world.state().machine.tree.text(&path).unwrap_or_default().to_string()
+}
+
+/// A moment in the middle of what guests do.
+fn middle(seed: u64) -> Duration {
+    Duration::from_millis(250 + 3 * (seed % 16))
+}
+
+fn at(world: &World, after: Duration, act: impl FnOnce(&mut State) + 'static) {
+    let when = world.state().machine.now + after;
+    world.state().at(when, act);
+}
+
+#[test]
+fn a_controller_is_detached_under_load_and_the_other_serves_on() {
+    for seed in 0..9 {
+        let mut world = world(seed);
+        add_nvme(&world, seed + 1000);
+        let manner = MANNERS[seed as usize % 3];
+        // Only a controller that still works can answer what it had taken.
+        let may_fail = manner != Manner::Announced;
+        let load = Load { may_fail, ..Load::new(0, 20_000, u32::MAX) };
+        let (_, victim) = attach(&world, 5, "/dev/nvme0n1", load);
+        let (_, calm) = attach(&world, 6, "/dev/nvme1n1", Load::new(0, SECTORS, 300));
+        at(&world, middle(seed), move |state| pci_detach(state, 0, manner));
+        run(&mut world, |_, _| DONE);
+        assert_pci(&world, &[Outcome::Done]);
+        assert!(answered(&world, victim).0 > 0, "seed {seed}");
+        assert_eq!(world.state().frontends[victim].stage(), Stage::Closed);
+        assert_eq!(answered(&world, calm), (300, 0), "seed {seed}");
+        assert!(reason(&world, 5).contains("its controller nvme0, pci 0000:00:00.0, was detached"));
+        let state = world.state();
+        assert_eq!(state.machine.grants.mapped_from(DomId(5)), 0, "seed {seed}");
+        assert_eq!(state.machine.ports.count(DRIVER), 4, "store, PCI, one NVMe, one guest");
+        assert_eq!(state.lent.mapped(), 1);
+    }
+}
+
+#[test]
+fn an_orderly_detach_flushes_and_shuts_down() {
+    for seed in 0..6 {
+        let mut world = world(seed);
+        attach(&world, 5, "/dev/nvme0n1", Load::new(0, 4000, 50));
+        run(&mut world, |world, act| {
+            let state = &mut *world.state();
+            let flushes = state.lent.controller(0).flushes();
+            state.at(state.machine.now + Duration::from_secs(9), move |state| {
+                assert_eq!(state.lent.controller(0).flushes(), flushes + 2, "one a namespace");
+            });
+            if act == 0 {
+                pci_detach(state, 0, Manner::Announced);
+            }
+            false
+        });
+    }
+}
+
+#[test]
+fn attaches_are_refused_meanwhile_and_served_again_after() {
+    for seed in 0..9 {
+        let mut world = world(seed);
+        let manner = MANNERS[seed as usize % 3];
+        run(&mut world, |world, act| {
+            let state = &mut *world.state();
+            match act {
+                0 => pci_detach(state, 0, manner),
+                1 => block_attach(state, 5, "/dev/nvme0n1", Load::new(0, 8, 1)),
+                2 => pci_attach(state, 0),
+                3 => block_attach(state, 6, "nvme0n2", Load::new(0, 4000, 100)),
+                _ => return DONE,
+            }
+            true
+        });
+        assert_pci(&world, &[Outcome::Done; 2]);
+        assert_eq!(world.state().frontends[0].stage(), Stage::Waiting);
+        assert_eq!(reason(&world, 5), "\"/dev/nvme0n1\" cannot be used: its controller was detached");
+        assert_eq!(answered(&world, 1), (100, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn devices_on_their_way_up_are_caught() {
+    for seed in 0..40 {
+        // A table is read on the way, or none.
+        let (mut world, target) = match seed % 2 {
+            0 => (world(seed), "/dev/nvme0n1"),
+            _ => (partitioned(seed, 4), "/dev/nvme0n1p2"),
+        };
+        let load = Load { may_fail: true, ..Load::new(0, 4000, 10_000) };
+        let (_, frontend) = attach(&world, 5, target, load);
+        // From before platter is ready to after the frontend is connected.
+        let after = Duration::from_millis(if seed < 20 { seed } else { 12 * (seed - 20) });
+        at(&world, after, move |state| pci_detach(state, 0, MANNERS[seed as usize % 3]));
+        run(&mut world, |_, _| DONE);
+        assert_pci(&world, &[Outcome::Done]);
+        let stage = world.state().frontends[frontend].stage();
+        assert!(matches!(stage, Stage::Waiting | Stage::Closed), "seed {seed}: {stage:?}");
+        assert_eq!(world.state().machine.grants.mapped_from(DomId(5)), 0, "seed {seed}");
+        assert_ne!(reason(&world, 5), "", "seed {seed}");
+    }
+}
+
+#[test]
+fn a_guest_reattaches_and_finds_what_it_wrote() {
+    for seed in 0..6 {
+        let mut world = world(seed);
+        attach(&world, 5, "/dev/nvme0n1", Load::new(100, 2000, 100));
+        run(&mut world, |world, act| {
+            let state = &mut *world.state();
+            match act {
+                0 => pci_detach(state, 0, Manner::Announced),
+                1 => _ = state.detach(DomId(5), DEV, false),
+                2 => pci_attach(state, 0),
+                3 => {
+                    let shadow = state.frontends[0].take_shadow();
+                    state.attach(&disk(5, "/dev/nvme0n1"), Load::new(100, 2000, 100), shadow);
+                }
+                _ => return DONE,
+            }
+            true
+        });
+        assert_pci(&world, &[Outcome::Done; 2]);
+        assert_eq!(answered(&world, 1), (100, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_controller_can_come_and_go_for_ever() {
+    const ROUNDS: usize = 50;
+    let mut world = partitioned(1, 4);
+    add_nvme(&world, 2);
+    let held = |world: &World| {
+        let state = world.state();
+        (state.machine.ports.count(DRIVER), state.free_pages, state.lent.mapped())
+    };
+    let mut before = None;
+    run(&mut world, |world, act| {
+        match act {
+            // Nothing but the shared page is kept.
+            0 => before = Some(held(world)),
+            _ if act % 4 == 0 => assert_eq!(Some(held(world)), before, "round {}", act / 4),
+            _ => {}
+        }
+        if act == 4 * ROUNDS {
+            return DONE;
+        }
+        let state = &mut *world.state();
+        // In every other round the last one goes too, and with it both directories.
+        let both = (act / 4) % 2 == 1;
+        match act % 4 {
+            0 => pci_detach(state, 0, MANNERS[act / 4 % 3]),
+            1 if both => pci_detach(state, 1, MANNERS[act / 4 % 3]),
+            2 => pci_attach(state, 0),
+            3 if both => pci_attach(state, 1),
+            _ => {}
+        }
+        true
+    });
+    let state = world.state();
+    assert!(state.lent.lending.outcomes().all(|outcome| outcome == Some(Outcome::Done)));
+}
+
+#[test]
+fn the_first_controller_may_come_later() {
+    for seed in 0..4 {
+        let flavour = if seed % 2 == 0 { Flavour::Oxenstored } else { Flavour::Cxenstored };
+        let mut world = World::new(seed, flavour);
+        let shape = Shape { id: 1, blocks: SECTORS, block_shift: 9, metadata: 0 };
+        let settings = Settings { namespaces: [shape].into(), ..Settings::new(seed) };
+        world.state().lent.plug_nvme(settings);
+        run(&mut world, |world, act| {
+            let state = &mut *world.state();
+            match act {
+                0 => block_attach(state, 5, "/dev/nvme0n1", Load::new(0, 8, 1)),
+                1 => pci_attach(state, 0),
+                2 => block_attach(state, 6, "/dev/nvme0n1", Load::new(0, 4000, 50)),
+                _ => return DONE,
+            }
+            true
+        });
+        assert_eq!(reason(&world, 5), "no PCI device was given to this domain");
+        assert_eq!(answered(&world, 1), (50, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn what_is_not_there_cannot_be_detached_again() {
+    let mut world = world(1);
+    add_nvme(&world, 2);
+    run(&mut world, |world, act| {
+        if act < 2 {
+            pci_detach(&mut world.state(), 0, Manner::Reset);
+        }
+        act < 2
+    });
+    assert_pci(&world, &[Outcome::Done, Outcome::Gone]);
+}
+
+/// A controller with commands that it neither answers nor forgets at a reset.
+fn hang(state: &mut State) {
+    let faults = &mut state.lent.controller(0).faults;
+    (faults.unanswered, faults.never_disabled) = (1, true);
+}
+
+#[test]
+fn a_controller_that_hangs_is_kept_from_memory_and_detached() {
+    for seed in 0..4 {
+        let mut world = world(seed);
+        add_nvme(&world, seed);
+        let load = Load { may_fail: true, ..Load::new(0, 4000, 5000) };
+        attach(&world, 5, "/dev/nvme0n1", load);
+        at(&world, middle(seed), hang);
+        at(&world, middle(seed) * 2, |state| pci_detach(state, 0, Manner::Announced));
+        run(&mut world, |_, _| DONE);
+        assert_pci(&world, &[Outcome::Done]);
+        let state = world.state();
+        assert_eq!(state.machine.grants.mapped_from(DomId(5)), 0, "seed {seed}");
+        assert_eq!(state.lent.mapped(), 1);
+    }
+}
+
+#[test]
+fn requests_of_a_controller_that_cannot_be_reset_are_answered_when_it_is_kept_from_memory() {
+    for seed in 0..4 {
+        let mut world = world(seed);
+        let load = Load { may_fail: true, patience: Duration::from_secs(60), ..Load::new(0, 4000, 5000) };
+        let (_, frontend) = attach(&world, 5, "/dev/nvme0n1", load);
+        at(&world, middle(seed), hang);
+        let mut job = None;
+        run(&mut world, |world, act| {
+            if act == 0 {
+                assert_eq!(answered(world, frontend), (5000, 0), "seed {seed}");
+                job = Some(world.state().detach(DomId(5), DEV, false));
+            }
+            act == 0
+        });
+        assert_outcome(&world, job.unwrap(), Outcome::Done);
+        assert_eq!(world.state().lent.pciback.functions[0].command(), 0b010, "off the bus");
+        assert_eq!(world.state().machine.grants.mapped_from(DomId(5)), 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn what_a_controller_may_reach_is_not_given_back_when_pciback_is_silent() {
+    for seed in 0..2 {
+        let mut world = world(seed);
+        let patience = Duration::from_secs(600);
+        let load = Load { may_fail: true, patience, ..Load::new(0, 4000, 20_000) };
+        let (_, frontend) = attach(&world, 5, "/dev/nvme0n1", load);
+        at(&world, middle(seed), |state| {
+            hang(state);
+            state.lent.pciback.silent = true;
+        });
+        at(&world, Duration::from_secs(60), move |state| {
+            let (_, waiting) = state.frontends[frontend].answered();
+            assert!(waiting > 0 && state.machine.grants.mapped_from(DomId(5)) > 1, "seed {seed}");
+            state.destroy(DomId(5));
+            state.machine.tree.write("/local/domain/3/control/shutdown", "poweroff");
+        });
+        assert_eq!(run(&mut world, |_, _| true), Some(End::Poweroff), "it ends all the same");
+    }
+}
