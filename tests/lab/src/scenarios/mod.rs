@@ -7,6 +7,7 @@ mod blocks;
 mod farewell;
 mod frontends;
 mod guests;
+mod hotplug;
 mod life;
 mod peer;
 mod serving;
@@ -182,6 +183,16 @@ pub(crate) const BOOTS: &[Boot] = &[
         daemon: Daemon::Oxenstored,
         xen_options: "",
         stories: stories![trouble::a_loop_that_does_not_turn_is_ended],
+    },
+    Boot {
+        name: "hotplug",
+        lane: Lane::Short,
+        daemon: Daemon::Oxenstored,
+        xen_options: "",
+        stories: stories![
+            hotplug::a_controller_comes_and_goes_under_load,
+            hotplug::the_first_controller_comes_later,
+        ],
     },
     Boot {
         name: "beside-linux",
