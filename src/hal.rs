@@ -4,6 +4,7 @@
 //! Every call returns at once, [`Events::wait`] excepted.
 
 use crate::mem::SharedPage;
+use crate::mem::private::PrivatePage;
 use crate::units::{BusAddr, DomId, GrantHandle, GrantRef, Instant, Pirq, Port};
 
 /// A hypercall failed.
@@ -158,6 +159,12 @@ pub trait Memory {
 
     /// Gives a page back. No device may use it any more.
     fn return_page(&mut self, page: DmaPage);
+
+    /// A page that is ours alone, or nothing when memory is used up.
+    fn take_private(&mut self) -> Option<PrivatePage>;
+
+    /// Gives such a page back.
+    fn return_private(&mut self, page: PrivatePage);
 
     /// Maps `len` bytes of a device's registers, uncached; `bar` and `len` are page-aligned.
     ///

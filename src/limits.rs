@@ -1,9 +1,11 @@
 //! Every capacity of the image, in one place, with its reason. Nothing is allocated while
 //! serving: what is not within these numbers is refused when it is asked for.
 
-/// Virtual block devices served at once. At xenstore's default quota of 1000 nodes a domain can
-/// have about 36 of them.
-pub const VBDS: usize = 32;
+use crate::units::PAGE_SIZE;
+
+/// Virtual block devices served at once. What else one needs (memory, an event channel, nodes and
+/// a watch of xenstore) is decided when it is attached.
+pub const VBDS: usize = 512;
 
 /// Places in the table of virtual block devices: one more, for a device to be refused in.
 pub const VBD_PLACES: usize = VBDS + 1;
@@ -50,8 +52,17 @@ pub const REGISTERS: usize = 64 * 1024;
 /// Entries of an NVMe I/O queue: a page of 64-byte submission entries.
 pub const QUEUE_ENTRIES: usize = 64;
 
-/// Event channels: Xen's default `max_event_channels` of 1023 and port 0.
-pub const PORTS: usize = 1024;
+/// Event channels: all that the two-level ABI has (event_channel.h, `EVTCHN_2L_NR_CHANNELS`).
+/// `max_event_channels` may allow fewer.
+pub const PORTS: usize = 4096;
+
+/// Mappings of grants that Xen keeps track of for a domain (256 a frame, of which
+/// `max_maptrack_frames` allows 1024 by default).
+const MAPTRACK: usize = 256 * 1024;
+
+/// Pages of others that are mapped for the CPU: shared_info, the grant table, every controller's
+/// registers, every device's ring. So an address never runs out.
+pub const MAPPED_PAGES: usize = 2 + CONTROLLERS * (REGISTERS / PAGE_SIZE) + VBD_PLACES;
 
 /// Bytes of a xenstore path that is used here: the longest is
 /// `error/backend/vbd/65535/4294967295/error` or a frontend's.
@@ -89,4 +100,5 @@ pub const EPITAPH_LINES: usize = 16;
 /// Attempts at a xenstore transaction that others keep disturbing (EAGAIN).
 pub const TRANSACTION_TRIES: usize = 32;
 
+const _: () = assert!(VBDS * RING_ENTRIES * SEGMENTS + VBD_PLACES <= MAPTRACK);
 const _: () = assert!(RING_ENTRIES.is_power_of_two() && QUEUE_ENTRIES.is_power_of_two());

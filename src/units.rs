@@ -15,6 +15,11 @@ pub const SECTOR_SIZE: usize = 512;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct DomId(pub u16);
 
+impl DomId {
+    /// The domain that says it (xen.h, `DOMID_SELF`).
+    pub const SELF: Self = Self(0x7ff0);
+}
+
 /// A reference into the granting domain's grant table (`grant_ref_t`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GrantRef(pub u32);

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use super::handshake::Endpoint;
+use super::reserve::Reserve;
 use super::ring::Ring;
 use crate::hal::{GrantMapping, GrantedPage, Hal, HypervisorError};
 use crate::units::{DomId, Port};
@@ -39,19 +40,22 @@ impl fmt::Display for ConnectError {
 }
 
 impl Connection {
-    /// Maps the ring page and binds the event channel, both of `guest` and nobody else.
+    /// Maps the ring page and binds the event channel, both of `guest` and nobody else, with what was
+    /// reserved for that.
     pub(super) fn open(
         hal: &mut impl Hal,
         guest: DomId,
         endpoint: Endpoint,
         volume: Volume,
         read_only: bool,
+        reserve: &mut Reserve,
     ) -> Result<Self, ConnectError> {
         let GrantedPage { page, mapping } =
             hal.map_page(guest, endpoint.ring).map_err(|error| ConnectError::Ring(endpoint, error))?;
-        match hal.bind_interdomain(guest, endpoint.port) {
-            Ok(port) => {
-                Ok(Self { ring: Ring::attach(page, guest, volume, read_only), port, endpoint, mapping })
+        match reserve.bind(hal, guest, endpoint.port) {
+            Ok((port, slots)) => {
+                let ring = Ring::attach(page, guest, volume, read_only, slots);
+                Ok(Self { ring, port, endpoint, mapping })
             }
             Err(error) => {
                 hal.unmap_page(GrantedPage { page, mapping });
@@ -60,12 +64,13 @@ impl Connection {
         }
     }
 
-    /// Gives both back. Nothing is in flight any more; the last answers are published.
-    pub(super) fn close(mut self, hal: &mut impl Hal) {
+    /// Gives all of it back. Nothing is in flight any more; the last answers are published.
+    pub(super) fn close(mut self, hal: &mut impl Hal, reserve: &mut Reserve) {
         if self.ring.publish() {
             hal.notify(self.port);
         }
-        hal.close(self.port);
-        hal.unmap_page(GrantedPage { page: self.ring.detach(), mapping: self.mapping });
+        let (page, slots) = self.ring.detach();
+        reserve.unbind(hal, self.port, slots);
+        hal.unmap_page(GrantedPage { page, mapping: self.mapping });
     }
 }

@@ -5,8 +5,10 @@
 
 mod connection;
 mod handshake;
+mod reserve;
 mod ring;
 mod slot;
+mod slots;
 #[cfg(test)]
 mod testing;
 mod vbd;

@@ -1,13 +1,14 @@
 //! What the tests of this folder share: a machine that keeps count of what is mapped and bound,
 //! and chance that a seed replays.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
 
 use crate::hal::{
     Clock, DmaPage, Events, GrantMap, GrantMapping, GrantedPage, Grants, HypervisorError, Memory, MmioRegion,
 };
 use crate::mem::frame::Frame;
+use crate::mem::private::PrivatePage;
 use crate::units::{BusAddr, DomId, GrantHandle, GrantRef, Instant, Pirq, Port};
 
 /// Grants and ports of guests; everything else is nothing that `blkback` asks for itself.
@@ -21,15 +22,33 @@ pub(crate) struct Machine {
     pub(crate) mapped: BTreeMap<u32, Frame>,
     /// Ports that are bound, and to what.
     pub(crate) bound: BTreeMap<u32, (u16, u32)>,
+    /// Ports that are reserved.
+    pub(crate) reserved: BTreeSet<u32>,
+    /// Ports that there are, bound or reserved.
+    pub(crate) ports: usize,
+    /// Pages that may be taken.
+    pub(crate) free_pages: usize,
+    /// Pages that were taken and not given back.
+    pub(crate) taken_pages: usize,
     /// Ports notified, in order.
     pub(crate) notified: Vec<u32>,
     next: u32,
 }
 
 impl Machine {
+    /// So many ports and free pages.
+    pub(crate) fn with(ports: usize, free_pages: usize) -> Self {
+        Self { ports, free_pages, ..Self::default() }
+    }
+
     fn fresh(&mut self) -> u32 {
         self.next += 1;
         self.next
+    }
+
+    fn fresh_port(&mut self, op: &'static str) -> Result<Port, HypervisorError> {
+        let is_left = self.bound.len() + self.reserved.len() < self.ports;
+        is_left.then(|| Port(self.fresh())).ok_or(HypervisorError { op, code: -28 })
     }
 }
 
@@ -45,13 +64,14 @@ impl Events for Machine {
         if !self.open.contains(&end) {
             return Err(HypervisorError { op: "EVTCHNOP_bind_interdomain", code: -22 });
         }
-        let port = self.fresh();
-        self.bound.insert(port, end);
-        Ok(Port(port))
+        let port = self.fresh_port("EVTCHNOP_bind_interdomain")?;
+        self.bound.insert(port.0, end);
+        Ok(port)
     }
 
     fn close(&mut self, port: Port) {
-        self.bound.remove(&port.0).expect("only bound ports are closed");
+        let closed = self.bound.remove(&port.0).is_some() || self.reserved.remove(&port.0);
+        assert!(closed, "only open ports are closed");
     }
 
     fn notify(&mut self, port: Port) {
@@ -59,8 +79,11 @@ impl Events for Machine {
         self.notified.push(port.0);
     }
 
-    fn alloc_unbound(&mut self, _: DomId) -> Result<Port, HypervisorError> {
-        unreachable!()
+    fn alloc_unbound(&mut self, peer: DomId) -> Result<Port, HypervisorError> {
+        assert_eq!(peer, DomId::SELF);
+        let port = self.fresh_port("EVTCHNOP_alloc_unbound")?;
+        self.reserved.insert(port.0);
+        Ok(port)
     }
 
     fn bind_pirq(&mut self, _: Pirq) -> Result<Port, HypervisorError> {
@@ -111,6 +134,17 @@ impl Memory for Machine {
 
     fn return_page(&mut self, _: DmaPage) {
         unreachable!()
+    }
+
+    fn take_private(&mut self) -> Option<PrivatePage> {
+        self.free_pages = self.free_pages.checked_sub(1)?;
+        self.taken_pages += 1;
+        Some(PrivatePage::leaked())
+    }
+
+    fn return_private(&mut self, _: PrivatePage) {
+        self.free_pages += 1;
+        self.taken_pages -= 1;
     }
 
     fn map_mmio(&mut self, _: BusAddr, _: usize) -> Result<MmioRegion, HypervisorError> {

@@ -139,13 +139,19 @@ impl Domain<'_> {
             return self.pci.release(address);
         };
         log::info!("nvme{number}: pci {address} is being detached");
-        let Tables { disks, vbds, volumes, .. } = &mut *self.tables;
-        volumes.remove_controller(number, "its controller was detached");
+        self.tables.volumes.remove_controller(number, "its controller was detached");
         self.survey.skip(number);
-        for vbd in vbds.iter_mut().flatten() {
-            vbd.withdraw(number, format_args!("its controller nvme{number}, pci {address}, was detached"));
+        for index in 0..self.tables.vbds.len() {
+            if let Some(vbd) = &mut self.tables.vbds[index] {
+                vbd.withdraw(
+                    number,
+                    format_args!("its controller nvme{number}, pci {address}, was detached"),
+                );
+                vbd.turn(now, hal);
+                self.settle_vbd(index);
+            }
         }
-        if let Some(disk) = &mut disks[number]
+        if let Some(disk) = &mut self.tables.disks[number]
             && !disk.is_enabled(hal)
         {
             disk.abandon();

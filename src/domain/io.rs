@@ -6,6 +6,7 @@
 
 use heapless::Vec;
 
+use super::set::Set;
 use crate::blkback::{Ring, Vbd};
 use crate::drivers::{Completion, DeviceError, Disk, Operation, Refusal, Token};
 use crate::hal::{GrantMap, GrantMapping, Hal, Memory};
@@ -17,31 +18,8 @@ use crate::wire::blkif;
 /// Completions taken from one controller at a time.
 const COMPLETIONS: usize = limits::QUEUE_ENTRIES;
 
-/// A set of vbds, by their place in the table.
-#[derive(Clone, Copy, Default)]
-struct Set(u64);
-
-const _: () = assert!(limits::VBD_PLACES <= 64);
-
-impl Set {
-    fn add(&mut self, index: usize) {
-        self.0 |= 1 << index;
-    }
-
-    fn remove(&mut self, index: usize) {
-        self.0 &= !(1 << index);
-    }
-
-    /// Its members, the first one from `start` on first.
-    fn from(self, start: usize) -> impl Iterator<Item = usize> {
-        let mut rest = self.0.rotate_right(start as u32);
-        core::iter::from_fn(move || {
-            let skip = (rest != 0).then(|| rest.trailing_zeros())?;
-            rest &= rest - 1;
-            Some((start + skip as usize) % 64)
-        })
-    }
-}
+// A token holds the vbd's place and the slot in its ring, and none of them is `OUR_FLUSH`.
+const _: () = assert!(limits::VBD_PLACES <= u16::MAX as usize && limits::RING_ENTRIES <= 1 << 8);
 
 /// The state of it: who has something to be done.
 pub(super) struct Io {
@@ -55,6 +33,8 @@ pub(super) struct Io {
     answered: Set,
     /// Rings popped since they were last armed.
     popped: Set,
+    /// Vbds whose rings faulted, or gave the last answer before the end.
+    stirred: Set,
     /// The ring whose turn it is first.
     cursor: usize,
     /// By controller, the ring whose turn it is to issue a command: after the one that issued the
@@ -92,11 +72,12 @@ pub(super) type Disks = [Option<Disk>; limits::CONTROLLERS];
 impl Io {
     pub(super) const fn new() -> Self {
         Self {
-            called: Set(0),
-            queued: Set(0),
-            ended: Set(0),
-            answered: Set(0),
-            popped: Set(0),
+            called: Set::EMPTY,
+            queued: Set::EMPTY,
+            ended: Set::EMPTY,
+            answered: Set::EMPTY,
+            popped: Set::EMPTY,
+            stirred: Set::EMPTY,
             cursor: 0,
             issue_cursors: [0; limits::CONTROLLERS],
             maps: Vec::new(),
@@ -111,6 +92,11 @@ impl Io {
     /// The frontend has sent an event, or its ring is new.
     pub(super) fn ring_called(&mut self, index: usize) {
         self.called.add(index);
+    }
+
+    /// The vbds to be visited for what became of their rings, each once.
+    pub(super) fn take_stirred(&mut self) -> Set {
+        core::mem::take(&mut self.stirred)
     }
 
     /// Takes no new requests from now on.
@@ -184,7 +170,6 @@ impl Io {
             disk.kick(hal);
         }
         self.publish(hal, vbds);
-        self.cursor = (self.cursor + 1) % limits::VBD_PLACES;
         progress
     }
 
@@ -221,10 +206,10 @@ impl Io {
 
     /// Gives the grants of ended requests back, then answers them.
     fn finish(&mut self, hal: &mut impl Hal, vbds: &mut Vbds) -> bool {
-        if self.ended.0 == 0 {
+        if self.ended.is_empty() {
             return false;
         }
-        let mut reaped = Set::default();
+        let mut reaped = Set::EMPTY;
         self.unmaps.clear();
         for index in self.ended.from(self.cursor) {
             if ring(vbds, index).is_some_and(|ring| ring.reap(&mut self.unmaps)) {
@@ -237,6 +222,9 @@ impl Io {
         for index in reaped.from(self.cursor) {
             if let Some(ring) = ring(vbds, index) {
                 ring.answer();
+                if ring.is_drained() {
+                    self.stirred.add(index);
+                }
             }
             self.answered.add(index);
         }
@@ -245,7 +233,7 @@ impl Io {
                 self.ended.remove(index);
             }
         }
-        reaped.0 != 0
+        !reaped.is_empty()
     }
 
     /// Takes new requests and maps what they name.
@@ -253,6 +241,7 @@ impl Io {
         self.maps.clear();
         let mut shares: Vec<(usize, usize), { limits::VBD_PLACES }> = Vec::new();
         let mut progress = false;
+        let mut first = None;
         for index in self.called.from(self.cursor) {
             let Some(vbd) = vbds.get_mut(index).and_then(Option::as_mut) else {
                 self.called.remove(index);
@@ -265,7 +254,9 @@ impl Io {
             let before = self.maps.len();
             match ring.admit(limits::ADMIT_BATCH, &mut self.maps) {
                 Ok(taken) => {
-                    progress |= taken > 0;
+                    if taken > 0 {
+                        first.get_or_insert(index);
+                    }
                     self.popped.add(index);
                     self.answered.add(index);
                     self.queued.add(index);
@@ -275,6 +266,7 @@ impl Io {
                 }
                 Err(fault) => {
                     vbd.fault(fault);
+                    self.stirred.add(index);
                     self.called.remove(index);
                     progress = true;
                 }
@@ -283,6 +275,11 @@ impl Io {
             if share > 0 {
                 shares.push((index, share)).unwrap_or_else(|_| unreachable!("one share a vbd"));
             }
+        }
+        if let Some(first) = first {
+            // It may have taken all room in the batch: the next one is first the next time.
+            self.cursor = first + 1;
+            progress = true;
         }
         self.map(hal, vbds, &shares);
         progress
@@ -312,7 +309,7 @@ impl Io {
         for (controller, disk) in disks.iter_mut().enumerate() {
             let Some(disk) = disk else { continue };
             let mut waiting = self.queued_for(controller, vbds);
-            while waiting.0 != 0 {
+            while !waiting.is_empty() {
                 for index in waiting.from(self.issue_cursors[controller]) {
                     let step = ring(vbds, index).map_or(Step::Empty, |ring| issue_one(index, ring, disk));
                     match step {
@@ -338,7 +335,7 @@ impl Io {
 
     /// The rings with requests to be issued to this controller.
     fn queued_for(&self, controller: usize, vbds: &mut Vbds) -> Set {
-        let mut set = Set::default();
+        let mut set = Set::EMPTY;
         for index in self.queued.from(0) {
             if ring(vbds, index).is_some_and(|ring| ring.volume().disk.controller == controller) {
                 set.add(index);
@@ -369,7 +366,7 @@ impl Io {
             }
         }
         // Nothing is taken any more before the end: calls must not keep the domain from its sleep.
-        self.called.0 != 0 && !self.closing
+        !self.called.is_empty() && !self.closing
     }
 }
 
@@ -412,22 +409,4 @@ fn place(token: Token) -> (usize, u8) {
 
 fn ring(vbds: &mut Vbds, index: usize) -> Option<&mut Ring> {
     vbds.get_mut(index)?.as_mut()?.ring_mut()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Set;
-
-    #[test]
-    fn a_set_is_walked_from_anywhere() {
-        let mut set = Set::default();
-        for index in [0, 5, 63] {
-            set.add(index);
-        }
-        assert_eq!(set.from(0).collect::<Vec<_>>(), [0, 5, 63]);
-        assert_eq!(set.from(5).collect::<Vec<_>>(), [5, 63, 0]);
-        assert_eq!(set.from(6).collect::<Vec<_>>(), [63, 0, 5]);
-        set.remove(5);
-        assert_eq!(set.from(0).collect::<Vec<_>>(), [0, 63]);
-    }
 }

@@ -15,6 +15,7 @@ mod home;
 mod io;
 mod ports;
 mod scan;
+mod set;
 mod survey;
 
 use heapless::Vec;
@@ -27,6 +28,7 @@ use self::home::{Home, Request};
 use self::io::{Disks, Io, Vbds};
 use self::ports::{Owner, PortTable};
 use self::scan::Scan;
+use self::set::Set;
 use self::survey::Survey;
 use crate::blkback::{DeviceId, Vbd};
 use crate::drivers::pci::{self, Pci};
@@ -70,6 +72,10 @@ const STORE_BUDGET: usize = 16;
 pub struct Tables {
     disks: Disks,
     vbds: Vbds,
+    /// Vbds that something happened to since they were last visited.
+    due: Set,
+    /// When the first of the others has something to do by itself, or earlier.
+    first_deadline: Option<Instant>,
     volumes: Volumes,
     ports: PortTable,
     io: Io,
@@ -83,6 +89,8 @@ impl Tables {
         Self {
             disks: [const { None }; limits::CONTROLLERS],
             vbds: Vec::new(),
+            due: Set::EMPTY,
+            first_deadline: None,
             volumes: Volumes::new(),
             ports: PortTable::new(),
             io: Io::new(),
@@ -183,7 +191,7 @@ impl<'a> Domain<'a> {
         for _ in 0..limits::PORTS {
             let Some(port) = hal.next_pending() else { return };
             match self.tables.ports.owner(port) {
-                Some(Owner::Vbd(index)) => self.tables.io.ring_called(index),
+                Some(Owner::Vbd(index)) => self.tables.io.ring_called(index.into()),
                 // These look for their work in every turn.
                 Some(Owner::Store | Owner::Pci | Owner::Disk) | None => {}
             }
@@ -235,9 +243,9 @@ impl<'a> Domain<'a> {
         if let Some(job) = self.errors.next_job() {
             return Some((Speaker::Errors, job));
         }
-        let count = self.tables.vbds.len();
-        for index in (self.cursor..count).chain(0..self.cursor.min(count)) {
-            if let Some(vbd) = &mut self.tables.vbds[index]
+        let Tables { vbds, due, .. } = &mut *self.tables;
+        for index in due.from(self.cursor) {
+            if let Some(vbd) = &mut vbds[index]
                 && let Some(job) = vbd.next_job(now)
             {
                 self.cursor = index + 1;
@@ -246,6 +254,7 @@ impl<'a> Domain<'a> {
                 }
                 return Some((Speaker::Vbd(index), job));
             }
+            due.remove(index);
         }
         None
     }
@@ -254,20 +263,27 @@ impl<'a> Domain<'a> {
         match token.as_str() {
             home::SHUTDOWN | home::SYSRQ => self.home.notice(),
             pci::TOKEN => self.pci.notice(),
-            scan::TOKEN => match DeviceId::in_path(path).and_then(|id| self.vbd_mut(id)) {
-                Some(vbd) => vbd.notice(),
+            scan::TOKEN => match DeviceId::in_path(path).and_then(|id| self.place_of(id)) {
+                Some(index) => self.notice_vbd(index),
                 None => self.scan.notice(),
             },
             token => {
-                if let Some(vbd) = DeviceId::in_token(token).and_then(|id| self.vbd_mut(id)) {
-                    vbd.notice();
+                if let Some(index) = DeviceId::in_token(token).and_then(|id| self.place_of(id)) {
+                    self.notice_vbd(index);
                 }
             }
         }
     }
 
-    fn vbd_mut(&mut self, id: DeviceId) -> Option<&mut Vbd> {
-        self.tables.vbds.iter_mut().flatten().find(|vbd| vbd.id() == id)
+    fn place_of(&self, id: DeviceId) -> Option<usize> {
+        self.tables.vbds.iter().position(|vbd| vbd.as_ref().is_some_and(|vbd| vbd.id() == id))
+    }
+
+    fn notice_vbd(&mut self, index: usize) {
+        if let Some(vbd) = &mut self.tables.vbds[index] {
+            vbd.notice();
+            self.tables.due.add(index);
+        }
     }
 
     fn job_done(&mut self, hal: &mut impl Hal, now: Instant, result: Result<(), StoreError>) {
@@ -304,14 +320,15 @@ impl<'a> Domain<'a> {
     /// Compares what xenstore holds with the devices we know.
     fn take_scan(&mut self) {
         self.foreign = self.scan.take_foreign();
-        for vbd in self.tables.vbds.iter_mut().flatten() {
-            if !self.scan.found().any(|id| id == vbd.id()) {
-                vbd.notice();
+        for index in 0..self.tables.vbds.len() {
+            let id = self.tables.vbds[index].as_ref().map(Vbd::id);
+            if id.is_some_and(|known| !self.scan.found().any(|id| id == known)) {
+                self.notice_vbd(index);
             }
         }
         for index in 0..self.scan.found().count() {
             let Some(id) = self.scan.found().nth(index) else { break };
-            if self.vbd_mut(id).is_none() {
+            if self.place_of(id).is_none() {
                 self.add_vbd(id);
             }
         }
@@ -320,18 +337,26 @@ impl<'a> Domain<'a> {
     /// Takes a device on, or in to be refused; while that place is taken too, it waits for the scan
     /// that follows when a device has gone.
     fn add_vbd(&mut self, id: DeviceId) {
-        let vbds = &mut self.tables.vbds;
+        let Tables { vbds, due, .. } = &mut *self.tables;
         let served = vbds.iter().flatten().count();
-        let vbd = Some(if served < limits::VBDS { Vbd::new(id) } else { Vbd::barred(id) });
-        if let Some(free) = vbds.iter_mut().find(|entry| entry.is_none()) {
-            *free = vbd;
-        } else if vbds.push(vbd).is_err() {
+        let free = vbds.iter().position(Option::is_none).unwrap_or(vbds.len());
+        if free == vbds.len() && vbds.push(None).is_err() {
             log::debug!("vbd {id}: waits to be refused");
+            return;
         }
+        vbds[free] = Some(if served < limits::VBDS { Vbd::new(id) } else { Vbd::barred(id) });
+        due.add(free);
     }
 
+    /// Visits the vbds that something happened to, and all of them when a time has come.
     fn vbds_turn(&mut self, hal: &mut impl Hal, now: Instant) {
-        for index in 0..self.tables.vbds.len() {
+        let Tables { vbds, due, first_deadline, io, .. } = &mut *self.tables;
+        io.take_stirred().from(0).for_each(|index| due.add(index));
+        if first_deadline.is_some_and(|at| at <= now) {
+            *first_deadline = None;
+            (0..vbds.len()).for_each(|index| due.add(index));
+        }
+        for index in due.from(0) {
             if let Some(vbd) = &mut self.tables.vbds[index] {
                 vbd.turn(now, hal);
                 self.settle_vbd(index);
@@ -339,10 +364,12 @@ impl<'a> Domain<'a> {
         }
     }
 
-    /// Follows a vbd's step: its port may have changed, or it may have ended.
+    /// Follows a vbd's step: its port or its deadline may have changed, or it may have ended.
     fn settle_vbd(&mut self, index: usize) {
-        let Tables { vbds, ports, io, .. } = &mut *self.tables;
+        let Tables { vbds, due, first_deadline, ports, io, .. } = &mut *self.tables;
         let Some(vbd) = &mut vbds[index] else { return };
+        due.add(index);
+        *first_deadline = first_deadline.iter().copied().chain(vbd.deadline()).min();
         if ports.set_vbd(index, vbd.port()) {
             io.ring_called(index);
         }
@@ -411,7 +438,6 @@ impl<'a> Domain<'a> {
     fn deadline(&self) -> Option<Instant> {
         let disks = self.tables.disks.iter().flatten().filter_map(Disk::deadline);
         let controllers = self.controllers.iter().flatten().filter_map(Controller::deadline);
-        let vbds = self.tables.vbds.iter().flatten().filter_map(Vbd::deadline);
-        disks.chain(controllers).chain(vbds).chain(self.pci.deadline()).min()
+        disks.chain(controllers).chain(self.tables.first_deadline).chain(self.pci.deadline()).min()
     }
 }

@@ -10,7 +10,7 @@ pub(super) enum Owner {
     Pci,
     Disk,
     /// The vbd at this place of the table.
-    Vbd(usize),
+    Vbd(u16),
 }
 
 /// One entry a port.
@@ -52,7 +52,7 @@ impl PortTable {
             self.set(before, None);
         }
         if let Some(port) = port {
-            self.set(port, Some(Owner::Vbd(index)));
+            self.set(port, Some(Owner::Vbd(index as u16)));
         }
         port.is_some()
     }

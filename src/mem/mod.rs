@@ -1,6 +1,7 @@
 //! Memory that others write while we look at it: guests' rings, xenstored's, a controller's
 //! queues. Reads and writes are volatile, whole, and bounds-checked; there are no references into
 //! such memory. The first of the two places where `unsafe` is allowed (the other is `platform`).
+//! Beside it, [`private`]: pages that are ours alone, with values in them.
 //!
 //! With the feature `sim` every access first calls a hook, so that simulated peers can act
 //! *between* any two accesses.
@@ -9,6 +10,7 @@
 pub mod frame;
 #[cfg(feature = "sim")]
 pub mod hook;
+pub mod private;
 
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};

@@ -134,6 +134,7 @@ impl Frontend {
     /// Adds requests to its load.
     pub fn do_more(&mut self, requests: u32) {
         self.load.requests += requests;
+        self.submits.get_or_insert(Instant(0));
     }
 
     /// Closes the device from inside the guest once nothing is in flight, and opens it again if
@@ -178,8 +179,9 @@ impl Frontend {
 
     /// Something may have changed in xenstore: it will look soon.
     pub fn notice(&mut self, machine: &mut Machine) {
-        if self.seen != machine.tree.generation() {
-            self.seen = machine.tree.generation();
+        let since = core::mem::replace(&mut self.seen, machine.tree.generation());
+        let changed = |directory: &str| machine.tree.changed_since(since, directory);
+        if changed(&self.path) || changed(&self.backend) {
             let soon = machine.now + Duration::from_nanos(machine.rng.within(0..NOTICE));
             self.looks.get_or_insert(soon);
         }

@@ -9,6 +9,7 @@ use crate::hal::{
     Clock, DeviceAccess, DmaPage, Events, GrantMap, GrantMapping, GrantedPage, Grants, HypervisorError,
     Memory, MmioRegion,
 };
+use crate::mem::private::PrivatePage;
 use crate::units::{BusAddr, DomId, GrantRef, Instant, Pirq, Port};
 
 const MAP: &str = "GNTTABOP_map_grant_ref";
@@ -134,6 +135,18 @@ impl Memory for World {
         let mut state = self.state();
         state.free_pages += 1;
         state.machine.memory.give_back(mfn(page.bus));
+    }
+
+    fn take_private(&mut self) -> Option<PrivatePage> {
+        let mut state = self.state();
+        state.free_pages = state.free_pages.checked_sub(1)?;
+        Some(state.private.pop().unwrap_or_else(PrivatePage::leaked))
+    }
+
+    fn return_private(&mut self, page: PrivatePage) {
+        let mut state = self.state();
+        state.free_pages += 1;
+        state.private.push(page);
     }
 
     fn map_mmio(&mut self, bar: BusAddr, len: usize) -> Result<MmioRegion, HypervisorError> {

@@ -4,6 +4,7 @@
 use core::time::Duration;
 use std::collections::BTreeMap;
 
+use super::machine::{DOM0, DRIVER};
 use super::rng::Rng;
 use crate::units::{DomId, Instant, Pirq, Port};
 
@@ -35,14 +36,16 @@ struct End {
 pub struct Ports {
     ends: BTreeMap<(DomId, Port), End>,
     /// Ports a domain may have: Xen's `max_event_channels`, and port 0 is never used.
-    limit: u32,
+    pub limit: u32,
+    /// How often an end of a guest became pending.
+    events: u64,
 }
 
 impl Ports {
     /// No ports yet, and at most `limit` of them a domain.
     #[must_use]
     pub const fn new(limit: u32) -> Self {
-        Self { ends: BTreeMap::new(), limit }
+        Self { ends: BTreeMap::new(), limit, events: 0 }
     }
 
     /// A port of `owner` that `peer` may bind to (`EVTCHNOP_alloc_unbound`).
@@ -140,6 +143,12 @@ impl Ports {
         (!pending.is_empty()).then(|| pending[rng.index(pending.len())])
     }
 
+    /// How often an end of a guest became pending so far.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
     /// How many ports a domain has.
     #[must_use]
     pub fn count(&self, owner: DomId) -> usize {
@@ -160,6 +169,7 @@ impl Ports {
     fn set_pending(&mut self, owner: DomId, port: Port, noticed: Instant) {
         if let Some(end) = self.ends.get_mut(&(owner, port)) {
             end.pending.get_or_insert(noticed);
+            self.events += u64::from(owner != DOM0 && owner != DRIVER);
         }
     }
 }
@@ -170,7 +180,6 @@ mod tests {
 
     const NOW: Instant = Instant(7);
     const GUEST: DomId = DomId(5);
-    const DRIVER: DomId = DomId(3);
 
     #[test]
     fn only_the_named_domain_binds_and_gets_one_event_for_it() {

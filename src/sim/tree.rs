@@ -3,6 +3,8 @@
 //! its permissions are checked here.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::rc::Rc;
 
 use super::machine::DOM0;
 use crate::units::DomId;
@@ -63,9 +65,12 @@ impl Change {
 /// The tree. Every change counts it one generation up.
 #[derive(Clone, Debug)]
 pub struct Tree {
-    nodes: BTreeMap<String, Node>,
+    /// Shared with the trees that transactions see, which differ in a few nodes.
+    nodes: BTreeMap<Rc<str>, Rc<Node>>,
     generation: u64,
     changes: Vec<Change>,
+    /// The path of each change, one a generation; a transaction's are those of its own.
+    history: Vec<Rc<str>>,
     /// Nodes a domain other than dom0 may own, and the error when it has them.
     pub quota: (usize, Errno),
     /// C xenstored says EACCES of a missing node when the closest one above it cannot be read;
@@ -76,8 +81,15 @@ pub struct Tree {
 impl Default for Tree {
     fn default() -> Self {
         let perms = Perms { owner: DOM0, reader: ANYONE };
-        let nodes = BTreeMap::from([(String::new(), Node { value: Vec::new(), perms })]);
-        Self { nodes, generation: 0, changes: Vec::new(), quota: (1000, "EQUOTA"), hides_missing: false }
+        let nodes = BTreeMap::from([("".into(), Rc::new(Node { value: Vec::new(), perms }))]);
+        Self {
+            nodes,
+            generation: 0,
+            changes: Vec::new(),
+            history: Vec::new(),
+            quota: (1000, "EQUOTA"),
+            hides_missing: false,
+        }
     }
 }
 
@@ -109,7 +121,7 @@ impl Tree {
     pub fn write_for(&mut self, path: &str, value: impl ToString, perms: Perms) {
         self.write(path, value);
         if let Some(node) = self.nodes.get_mut(path) {
-            node.perms = perms;
+            Rc::make_mut(node).perms = perms;
         }
         if let Some(change) = self.changes.last_mut() {
             change.perms = perms;
@@ -130,10 +142,26 @@ impl Tree {
         below.filter(|name| !name.contains('/')).map(str::to_string).collect()
     }
 
+    /// How many nodes count in a domain's quota.
+    #[must_use]
+    pub fn owned(&self, who: DomId) -> usize {
+        self.nodes.values().filter(|node| node.perms.owner == who).count()
+    }
+
     /// How often the tree has changed.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Whether a directory, what is in it or what it is in was changed after that generation.
+    #[must_use]
+    pub fn changed_since(&self, generation: u64, directory: &str) -> bool {
+        let is_in = |path: &str, above: &str| {
+            path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let news = &self.history[generation as usize..];
+        news.iter().any(|path| is_in(path, directory) || is_in(directory, path))
     }
 
     /// What has changed since this was last asked.
@@ -144,7 +172,9 @@ impl Tree {
     /// The tree as a transaction sees it that starts now.
     #[must_use]
     pub fn fork(&self) -> Self {
-        Self { changes: Vec::new(), ..self.clone() }
+        let (nodes, generation) = (self.nodes.clone(), self.generation);
+        let Self { quota, hides_missing, .. } = *self;
+        Self { nodes, generation, changes: Vec::new(), history: Vec::new(), quota, hides_missing }
     }
 
     /// Makes a transaction's changes ours, if nobody changed anything since its fork was taken at
@@ -153,7 +183,8 @@ impl Tree {
         let undisturbed = self.generation == started;
         if undisturbed {
             let changes = [self.take_changes(), fork.changes].concat();
-            *self = Self { changes, ..fork };
+            let history = [core::mem::take(&mut self.history), fork.history].concat();
+            *self = Self { changes, history, ..fork };
         }
         undisturbed
     }
@@ -177,7 +208,7 @@ impl Tree {
         if !self.exists(path) {
             self.make(who, path)?;
         }
-        let Some(node) = self.nodes.get_mut(path) else { return Err("ENOENT") };
+        let node = Rc::make_mut(self.nodes.get_mut(path).ok_or("ENOENT")?);
         if !node.perms.may_write(who) {
             return Err("EACCES");
         }
@@ -220,9 +251,9 @@ impl Tree {
         Ok(())
     }
 
-    fn below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a String, &'a Node)> {
-        let start = prefix.to_string();
-        self.nodes.range(start..).take_while(move |(path, _)| path.starts_with(prefix))
+    fn below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a Rc<str>, &'a Rc<Node>)> {
+        let start = (Bound::Included(prefix), Bound::Unbounded);
+        self.nodes.range::<str, _>(start).take_while(move |(path, _)| path.starts_with(prefix))
     }
 
     fn missing(&self, who: DomId, path: &str) -> Errno {
@@ -243,17 +274,18 @@ impl Tree {
         if !perms.may_write(who) {
             return Err("EACCES");
         }
-        let owned = self.nodes.values().filter(|node| node.perms.owner == who).count();
-        if who != DOM0 && owned >= self.quota.0 {
+        // Counting takes long; nobody owns more nodes than there are.
+        if who != DOM0 && self.nodes.len() >= self.quota.0 && self.owned(who) >= self.quota.0 {
             return Err(self.quota.1);
         }
-        self.nodes.insert(path.to_string(), Node { value: Vec::new(), perms });
+        self.nodes.insert(path.into(), Rc::new(Node { value: Vec::new(), perms }));
         self.changed(path, perms, false);
         Ok(())
     }
 
     fn changed(&mut self, path: &str, perms: Perms, exact: bool) {
         self.generation += 1;
+        self.history.push(path.into());
         self.changes.push(Change { path: path.to_string(), perms, exact });
     }
 }

@@ -20,6 +20,7 @@ use super::toolstack::{self, Disk, JobId, Toolstack};
 use super::xenstored::{self, Flavour, Xenstored};
 use crate::hal::MmioRegion;
 use crate::limits;
+use crate::mem::private::PrivatePage;
 use crate::mem::{SharedPage, hook};
 use crate::units::{BusAddr, DomId, Instant, Port};
 
@@ -37,6 +38,9 @@ const RESTLESS: u32 = 100_000;
 
 /// Turns in one run after which it will never end, sleep or no sleep.
 const ENDLESS: u32 = 1_000_000;
+
+/// Pages that a domain of 16 MiB leaves free.
+const FREE_PAGES: usize = 3072;
 
 /// What the image wants after a turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +68,12 @@ pub struct State {
     pub frontends: Vec<Frontend>,
     /// Pages that the image may still take.
     pub free_pages: usize,
+    /// The tree's generation that everybody was told of.
+    spread_generation: u64,
+    /// What the frontends have seen, and until when they do nothing if there is nothing new.
+    calm: Option<((u64, u64), Option<Instant>)>,
+    /// Pages for the image alone that it gave back.
+    pub(super) private: Vec<PrivatePage>,
     /// One mapping of data in so many fails, for no fault of the image; 0 for none.
     pub failing_maps: u32,
     /// The deadline of the image's last sleep; none, when only an event could end it.
@@ -101,7 +111,10 @@ impl State {
             toolstack: Toolstack::default(),
             lent: Lent::default(),
             frontends: Vec::new(),
-            free_pages: 2048,
+            free_pages: FREE_PAGES,
+            spread_generation: 0,
+            calm: None,
+            private: Vec::new(),
             failing_maps: 0,
             slept_until: None,
             store: (bus(mfn), port),
@@ -141,12 +154,12 @@ impl State {
     }
 
     /// When anybody acts next.
-    fn next_event(&self) -> Option<Instant> {
-        let frontends = self.frontends.iter().filter_map(|frontend| frontend.next_event(&self.machine));
+    fn next_event(&mut self) -> Option<Instant> {
+        let frontends = self.next_of_frontends();
         let devices = self.lent.next_event(&self.machine);
         let others = [self.xenstored.next_event(&self.machine), self.toolstack.next_event(), devices];
         let script = self.script.iter().map(|cue| cue.at);
-        frontends.chain(others.into_iter().flatten()).chain(script).min()
+        others.into_iter().flatten().chain(frontends).chain(script).min()
     }
 
     /// Lets everybody act who is due.
@@ -154,6 +167,7 @@ impl State {
         let now = self.machine.now;
         for cue in self.script.extract_if(.., |cue| cue.at <= now).collect::<Vec<_>>() {
             (cue.act)(self);
+            self.calm = None;
         }
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if due(self.xenstored.next_event(&self.machine)) {
@@ -165,13 +179,38 @@ impl State {
         if due(self.lent.next_event(&self.machine)) {
             self.lent.step(&mut self.machine);
         }
+        self.let_frontends_act();
+        self.spread();
+    }
+
+    /// Lets the frontends act that are due. There can be hundreds of them, and mostly it is clear
+    /// that none is.
+    fn let_frontends_act(&mut self) {
+        let now = self.machine.now;
+        if self.next_of_frontends().is_none_or(|next| now < next) {
+            return;
+        }
         for frontend in &mut self.frontends {
-            if due(frontend.next_event(&self.machine)) {
+            if frontend.next_event(&self.machine).is_some_and(|at| at <= now) {
                 frontend.step(&mut self.machine);
             }
             self.lent.check_promises(&mut self.machine, frontend);
         }
-        self.spread();
+        self.calm = None;
+    }
+
+    /// When the first of the frontends acts next.
+    fn next_of_frontends(&mut self) -> Option<Instant> {
+        let news = (self.machine.ports.events(), self.machine.tree.generation());
+        match self.calm {
+            Some((seen, until)) if seen == news => until,
+            _ => {
+                let next = self.frontends.iter().filter_map(|frontend| frontend.next_event(&self.machine));
+                let until = next.min();
+                self.calm = Some((news, until));
+                until
+            }
+        }
     }
 
     /// Compares all disks with what the guests wrote: each sector holds what its guest knows, and
@@ -182,6 +221,11 @@ impl State {
 
     /// Lets everybody know of what has changed.
     fn spread(&mut self) {
+        if self.spread_generation == self.machine.tree.generation() {
+            return;
+        }
+        self.spread_generation = self.machine.tree.generation();
+        self.calm = None;
         self.xenstored.watch(&mut self.machine);
         self.toolstack.notice(&mut self.machine);
         self.lent.notice(&mut self.machine);
@@ -203,7 +247,10 @@ impl State {
             Some(_) | None => None,
         };
         if let Some(guest) = guest {
-            self.frontends[guest].interfere(&mut self.machine);
+            let frontend = &mut self.frontends[guest];
+            frontend.interfere(&mut self.machine);
+            let next = frontend.next_event(&self.machine);
+            self.calm = self.calm.map(|(news, until)| (news, until.into_iter().chain(next).min()));
             self.spread();
         } else if self.machine.rng.one_in(100) {
             self.pass(PREEMPTION);
@@ -324,6 +371,7 @@ impl World {
     /// # Errors
     /// The first thing that must not happen, and when it did.
     pub fn run(&mut self, mut turn: impl FnMut(&mut Self) -> Pace) -> Result<(), (Instant, Violation)> {
+        self.state().calm = None;
         let (mut turns, mut restless) = (0, 0);
         let mut over = false;
         while !over {

@@ -3,6 +3,7 @@
 mod host;
 mod hostile;
 mod hotplug;
+mod many;
 mod oracles;
 mod recovery;
 mod rogue;

@@ -15,7 +15,7 @@ const CORE: &[&str] = &["units", "limits", "mem", "wire", "hal", "report"];
 /// to be defended in ARCHITECTURE.md first.
 const ARROWS: &[(&str, &[&[&str]])] = &[
     ("units", &[]),
-    ("limits", &[]),
+    ("limits", &[&["units"]]),
     ("mem", &[&["units", "limits"]]),
     ("wire", &[&["units", "limits", "mem"]]),
     ("hal", &[&["units", "mem"]]),

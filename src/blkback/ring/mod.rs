@@ -11,7 +11,7 @@ mod tests;
 
 use heapless::{Deque, Vec};
 
-use super::slot::Slot;
+use super::slots::Slots;
 use crate::hal::{GrantMap, GrantMapping};
 use crate::limits::{GRANT_BATCH, RING_ENTRIES, SEGMENTS};
 use crate::mem::SharedPage;
@@ -91,7 +91,7 @@ pub struct Ring {
     guest: DomId,
     volume: Volume,
     read_only: bool,
-    slots: [Slot; RING_ENTRIES],
+    slots: Slots,
     free: Queue,
     /// Wait for the results of their grants, in the order of the batch.
     mapping: Queue,
@@ -109,9 +109,15 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// The ring of `guest` in `page`, served from `volume`.
+    /// The ring of `guest` in `page`, served from `volume`; its requests live in `slots`.
     #[must_use]
-    pub fn attach(page: SharedPage, guest: DomId, volume: Volume, read_only: bool) -> Self {
+    pub(super) fn attach(
+        page: SharedPage,
+        guest: DomId,
+        volume: Volume,
+        read_only: bool,
+        slots: Slots,
+    ) -> Self {
         let mut free = Queue::new();
         (0..RING_ENTRIES as u8).for_each(|slot| free.push(slot));
         Self {
@@ -119,7 +125,7 @@ impl Ring {
             guest,
             volume,
             read_only,
-            slots: [const { Slot::EMPTY }; RING_ENTRIES],
+            slots,
             free,
             mapping: Queue::new(),
             issue: Queue::new(),
@@ -131,10 +137,10 @@ impl Ring {
         }
     }
 
-    /// Gives the page back.
+    /// Gives the page and the slots back.
     #[must_use]
-    pub fn detach(self) -> SharedPage {
-        self.back.detach()
+    pub(super) fn detach(self) -> (SharedPage, Slots) {
+        (self.back.detach(), self.slots)
     }
 
     /// What it is served from.
@@ -186,7 +192,7 @@ impl Ring {
     pub fn mapped(&mut self, results: &[GrantMap]) {
         let mut rest = results;
         while let Some(index) = self.mapping.pop() {
-            let slot = &mut self.slots[usize::from(index)];
+            let slot = &mut self.slots[index];
             let (mine, others) = rest.split_at(slot.segments.len());
             rest = others;
             if slot.mapped(mine) {
@@ -202,7 +208,7 @@ impl Ring {
     #[must_use]
     pub fn next_command(&self) -> Option<Command<'_>> {
         let index = self.issue.front()?;
-        let slot = &self.slots[usize::from(index)];
+        let slot = &self.slots[index];
         Some(if slot.flush {
             Command { slot: index, op: Operation::Flush, first: Block(0), spans: &[] }
         } else {
@@ -220,7 +226,7 @@ impl Ring {
     /// When there is no next command, or it has fewer spans, or none were taken of its data.
     pub fn issued(&mut self, spans: usize) {
         let index = self.issue.front().expect("there was a command");
-        let slot = &mut self.slots[usize::from(index)];
+        let slot = &mut self.slots[index];
         assert!(slot.flush == (spans == 0), "a command has data or is a flush");
         let bytes = slot.issue(spans);
         slot.next = Block(slot.next.0.saturating_add(self.volume.blocks_in(bytes).0));
@@ -237,7 +243,7 @@ impl Ring {
     /// When there is no next command.
     pub fn refused(&mut self) {
         let index = self.dequeue();
-        let slot = &mut self.slots[usize::from(index)];
+        let slot = &mut self.slots[index];
         slot.abandon();
         if slot.parts == 0 {
             self.finished.push(index);
@@ -250,7 +256,7 @@ impl Ring {
     /// When no command of the slot is outstanding.
     pub fn completed(&mut self, slot: u8, ok: bool) {
         let index = slot;
-        let slot = &mut self.slots[usize::from(index)];
+        let slot = &mut self.slots[index];
         slot.parts = slot.parts.checked_sub(1).expect("a completion belongs to a command");
         if !ok {
             slot.status = Status::Error;
@@ -270,7 +276,7 @@ impl Ring {
     /// the batch was unmapped: a guest may reuse its pages as soon as it is answered.
     pub fn reap(&mut self, unmaps: &mut Vec<GrantMapping, GRANT_BATCH>) -> bool {
         while let Some(index) = self.finished.front() {
-            let slot = &self.slots[usize::from(index)];
+            let slot = &self.slots[index];
             if unmaps.extend_from_slice(&slot.mappings).is_err() {
                 break;
             }
@@ -289,7 +295,7 @@ impl Ring {
     /// Answers what was reaped.
     pub fn answer(&mut self) {
         while let Some(index) = self.reaped.pop() {
-            let slot = &self.slots[usize::from(index)];
+            let slot = &self.slots[index];
             self.back.push(slot.head, slot.status);
             let tally = match slot.op {
                 Operation::Read => &mut self.counters.read,
@@ -336,6 +342,12 @@ impl Ring {
         RING_ENTRIES - self.free.len()
     }
 
+    /// Whether nothing is in flight and nothing more is taken.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        !self.open && self.in_flight() == 0
+    }
+
     /// Takes no more requests. Those that were taken go on.
     pub fn close(&mut self) {
         self.open = false;
@@ -368,7 +380,7 @@ impl Ring {
 
     fn hold(&mut self, head: Head, request: Request, first: Block, batch: &mut Vec<GrantMap, GRANT_BATCH>) {
         let index = self.free.pop().expect("a request is taken when a slot is free");
-        let slot = &mut self.slots[usize::from(index)];
+        let slot = &mut self.slots[index];
         slot.accept(head, request, first);
         if slot.segments.is_empty() {
             // A flush is about what was answered before, so it need not wait behind these grants.
@@ -383,13 +395,13 @@ impl Ring {
     }
 
     fn enqueue(&mut self, index: u8) {
-        self.slots[usize::from(index)].queued = true;
+        self.slots[index].queued = true;
         self.issue.push(index);
     }
 
     fn dequeue(&mut self) -> u8 {
         let index = self.issue.pop().expect("there was a command");
-        self.slots[usize::from(index)].queued = false;
+        self.slots[index].queued = false;
         index
     }
 }

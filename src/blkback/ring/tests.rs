@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::vec::Vec as List;
 
 use super::*;
-use crate::blkback::testing::Chance;
+use crate::blkback::slots::PAGES;
+use crate::blkback::testing::{Chance, Machine};
 use crate::hal::{DeviceAccess, HypervisorError};
 use crate::mem::frame::Frame;
 use crate::units::{BusAddr, GrantHandle};
@@ -49,7 +50,9 @@ impl Rig {
     fn new(volume: Volume, read_only: bool) -> Self {
         let frame = Frame::new();
         let front = Front::at(frame, u32::MAX - 50);
-        let ring = Ring::attach(frame.shared(), DomId(5), volume, read_only);
+        let mut machine = Machine::with(0, PAGES);
+        let slots = Slots::take(&mut machine).unwrap();
+        let ring = Ring::attach(frame.shared(), DomId(5), volume, read_only, slots);
         Self {
             front,
             ring,

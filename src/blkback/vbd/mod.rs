@@ -27,6 +27,7 @@ use core::time::Duration;
 
 use super::connection::Connection;
 use super::handshake::{self, DeviceId, Ours, Theirs, Wish};
+use super::reserve::Reserve;
 use super::ring::Ring;
 use crate::hal::Hal;
 use crate::units::{Instant, Port};
@@ -166,6 +167,8 @@ pub struct Vbd {
     shown: XenbusState,
     served: Option<Served>,
     connection: Option<Connection>,
+    /// What the next connection needs; nothing before the device is offered and when it is over.
+    reserve: Reserve,
     /// There is no room for it: it is only here to be refused.
     barred: bool,
     look: Look,
@@ -176,6 +179,8 @@ pub struct Vbd {
     why: Value,
     /// What is still to be written to the error node.
     complaint: Option<Value>,
+    /// There is no node left for it before the device's own are gone.
+    complaint_waits: bool,
     fault: Option<FrontendFault>,
     /// Why there is no disk behind it any more.
     withdrawn: Option<Value>,
@@ -196,12 +201,14 @@ impl Vbd {
             shown: XenbusState::Unknown,
             served: None,
             connection: None,
+            reserve: Reserve::NOTHING,
             barred: false,
             look: Look::Nothing,
             errand: None,
             watching: false,
             why: Value::new(),
             complaint: None,
+            complaint_waits: false,
             fault: None,
             withdrawn: None,
             dwell: DWELL,
@@ -343,7 +350,9 @@ impl Vbd {
     ) {
         let Some(errand) = self.errand.take() else { return };
         let result = result.and_then(|()| match errand {
-            Errand::LookOurs => Ours::parse(answers).map(|ours| self.see_ours(ours, now, volumes, others)),
+            Errand::LookOurs => {
+                Ours::parse(answers).map(|ours| self.see_ours(ours, now, hal, volumes, others))
+            }
             Errand::LookTheirs => {
                 self.see_theirs(Theirs::parse(answers), hal);
                 Ok(())
@@ -353,6 +362,7 @@ impl Vbd {
             Errand::Task(task) => self.task_done(task, now, answers),
         });
         match (errand, result) {
+            (Errand::Complain, _) if self.must_wait_to_complain(answers) => self.complaint_waits = true,
             (Errand::Complain, _) => self.complaint = None,
             (Errand::LookOurs | Errand::LookTheirs | Errand::Task(_), Ok(())) => {
                 self.retry_pause = RETRY_FIRST;
@@ -406,9 +416,14 @@ impl Vbd {
                 Then::Leave => State::Doing(Task::Unsubscribe),
             };
         }
-        if self.state == State::Doing(Task::Unsubscribe) && !self.watching {
+        if self.state == State::Doing(Task::Unsubscribe) && !self.watching && self.complaint.is_none() {
             // A notice since the directory went may be of one that was made anew.
-            self.state = if self.look == Look::Ours { State::Found } else { State::Finished };
+            if self.look == Look::Ours {
+                self.state = State::Found;
+            } else {
+                self.reserve.empty(hal);
+                self.state = State::Finished;
+            }
         }
     }
 
@@ -417,9 +432,15 @@ impl Vbd {
         self.shown == XenbusState::Initialising
     }
 
+    /// Whether the reason of a refusal found no room that the device's own nodes take up.
+    fn must_wait_to_complain(&self, answers: &[Answer]) -> bool {
+        let refused = self.state == State::Doing(Task::RemoveRefused);
+        refused && !self.complaint_waits && answers.contains(&Err(StoreError::Quota))
+    }
+
     /// The job that the state asks for.
     fn due(&self) -> Option<Errand> {
-        if self.complaint.is_some() {
+        if self.complaint.is_some() && !self.complaint_waits {
             return Some(Errand::Complain);
         }
         match self.state {
@@ -466,7 +487,7 @@ impl Vbd {
     /// Gives the connection up once nothing of it is in flight; true when there is none.
     fn disconnect(&mut self, hal: &mut impl Hal) -> bool {
         if let Some(connection) = self.connection.take_if(|connection| connection.ring.in_flight() == 0) {
-            connection.close(hal);
+            connection.close(hal, &mut self.reserve);
         }
         if self.connection.is_none() {
             self.fault = None;

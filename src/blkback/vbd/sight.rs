@@ -9,6 +9,7 @@ use super::{
 };
 use crate::blkback::connection::Connection;
 use crate::blkback::handshake::{DeviceId, Endpoint, Ours, Theirs, Unserved, Wish};
+use crate::blkback::reserve::Shortage;
 use crate::hal::Hal;
 use crate::limits;
 use crate::report::GuestTarget;
@@ -29,7 +30,9 @@ enum Refusal<'a> {
     Name(NameError<'a>),
     /// The volume of that name shares blocks with what another device has.
     InUse(VolumeName, Hold),
-    Quota,
+    Short(Shortage),
+    Nodes,
+    Watches,
     Full,
 }
 
@@ -45,12 +48,18 @@ impl fmt::Display for Refusal<'_> {
                 let Hold { id, name: theirs, .. } = by;
                 write!(f, "{name} is in use for {purpose} by guest {} (vbd {id} {theirs})", id.guest)
             }
-            Self::Quota => f.write_str("the xenstore quota of the storage domain is used up"),
-            Self::Full => {
-                write!(f, "{} devices are attached, the most that are served at once", limits::VBDS)
-            }
+            Self::Short(shortage) => shortage.fmt(f),
+            Self::Nodes => quota(f, "nodes", "quota-maxentity"),
+            Self::Watches => quota(f, "watches", "quota-maxwatch"),
+            Self::Full => write!(f, "{} devices are attached, the most this build serves", limits::VBDS),
         }
     }
+}
+
+/// A quota of ours is used up: what it counts, in C xenstored's words, and oxenstored's setting.
+fn quota(f: &mut fmt::Formatter<'_>, what: &str, setting: &str) -> fmt::Result {
+    write!(f, "xenstore {what}: this domain's quota is used up; raise {setting} in oxenstored.conf, ")?;
+    write!(f, "or with C xenstored run xenstore-control quota set {what} N")
 }
 
 /// The volume that the toolstack wants, if no other device stands in the way.
@@ -80,13 +89,14 @@ impl Vbd {
         &mut self,
         ours: Option<Ours>,
         now: Instant,
+        hal: &mut impl Hal,
         volumes: &Volumes,
         others: impl Iterator<Item = Hold>,
     ) {
         let Some(ours) = ours else { return self.lose("its directory is gone") };
         match self.state {
-            State::Found => self.begin(ours, now, volumes, others),
-            State::Doing(_) if self.is_new() => self.begin(ours, now, volumes, others),
+            State::Found => self.begin(ours, now, hal, volumes, others),
+            State::Doing(_) if self.is_new() => self.begin(ours, now, hal, volumes, others),
             State::Dwelling { .. } | State::InitWait | State::Connected | State::Closing => {
                 self.see_ours_open(&ours);
             }
@@ -167,6 +177,7 @@ impl Vbd {
             }
             Task::Remove => self.lose("detached"),
             Task::RemoveRefused => {
+                self.complaint_waits = false;
                 self.shown = XenbusState::Unknown;
                 self.drain(Then::Leave);
             }
@@ -179,9 +190,8 @@ impl Vbd {
     pub(super) fn trouble(&mut self, errand: Errand, error: StoreError, now: Instant) {
         match error {
             StoreError::Gone => self.drain(Then::Start),
-            StoreError::Quota if matches!(errand, Errand::Task(Task::Subscribe | Task::Offer)) => {
-                self.refuse(Refusal::Quota);
-            }
+            StoreError::Quota if errand == Errand::Task(Task::Subscribe) => self.refuse(Refusal::Watches),
+            StoreError::Quota if errand == Errand::Task(Task::Offer) => self.refuse(Refusal::Nodes),
             StoreError::Quota
             | StoreError::NotFound
             | StoreError::Denied
@@ -234,7 +244,14 @@ impl Vbd {
     }
 
     /// A directory that is looked at for the first time, or again from scratch.
-    fn begin(&mut self, ours: Ours, now: Instant, volumes: &Volumes, others: impl Iterator<Item = Hold>) {
+    fn begin(
+        &mut self,
+        ours: Ours,
+        now: Instant,
+        hal: &mut impl Hal,
+        volumes: &Volumes,
+        others: impl Iterator<Item = Hold>,
+    ) {
         match ours.state {
             XenbusState::Closing => {
                 self.show(XenbusState::Closing, ASKED);
@@ -251,7 +268,8 @@ impl Vbd {
                 self.shown = ours.state;
                 self.served = None;
                 let barred = if self.barred { Err(Refusal::Full) } else { Ok(()) };
-                match barred.and_then(|()| resolve(self.id, &ours.wish, volumes, others)) {
+                let found = barred.and_then(|()| resolve(self.id, &ours.wish, volumes, others));
+                match found.and_then(|found| self.reserve.fill(hal).map(|()| found).map_err(Refusal::Short)) {
                     Ok((name, volume)) => {
                         self.served = Some(Served { name, volume, wish: ours.wish });
                         let task = if self.watching { Task::Offer } else { Task::Subscribe };
@@ -317,7 +335,8 @@ impl Vbd {
             Ok(endpoint) => endpoint,
             Err(unserved) => return self.fail(unserved),
         };
-        match Connection::open(hal, self.id.guest, endpoint, served.volume, !served.wish.writable) {
+        let (guest, read_only) = (self.id.guest, !served.wish.writable);
+        match Connection::open(hal, guest, endpoint, served.volume, read_only, &mut self.reserve) {
             Ok(connection) => {
                 self.connection = Some(connection);
                 self.state = State::Doing(Task::Connect);

@@ -8,6 +8,7 @@ mod events;
 mod grants;
 mod hypercall;
 mod paging;
+mod pool;
 mod start_info;
 mod traps;
 mod watchdog;
@@ -24,6 +25,7 @@ use self::watchdog::Watchdog;
 use crate::hal::{
     Clock, DmaPage, Events, GrantMap, GrantMapping, GrantedPage, Grants, HypervisorError, Memory, MmioRegion,
 };
+use crate::mem::private::PrivatePage;
 use crate::mem::{SharedPage, write_barrier};
 use crate::report;
 use crate::units::{BusAddr, DomId, GrantRef, Instant, PAGE_SIZE, Pirq, Port};
@@ -236,6 +238,14 @@ impl Memory for Xen {
 
     fn return_page(&mut self, page: DmaPage) {
         self.paging.return_page(&page);
+    }
+
+    fn take_private(&mut self) -> Option<PrivatePage> {
+        self.paging.take_private()
+    }
+
+    fn return_private(&mut self, page: PrivatePage) {
+        self.paging.return_private(&page);
     }
 
     fn map_mmio(&mut self, bar: BusAddr, len: usize) -> Result<MmioRegion, HypervisorError> {

@@ -1,9 +1,9 @@
-//! Page tables of a PV domain: the image's protection, its check, a window of addresses to map
-//! others' frames at, and the pool of free pages.
+//! Page tables of a PV domain: the image's protection, its check, the memory that the builder did
+//! not map, and a window of addresses to map others' frames at.
 //!
 //! The builder maps the image, its own structures and some spare memory as one run of pages from
 //! the image's start ("the bootstrap window"): page `n` of our memory is at `_image_start + n *
-//! 4096`. Tables are mapped read-only and change by hypercall. A PTE that is not present is all
+//! 4096`. The rest of memory is mapped here to go on so, and the window follows. Tables are mapped read-only and change by hypercall. A PTE that is not present is all
 //! zero: anything else would need shadow paging, which Debian's Xen does not have.
 
 use core::ptr::NonNull;
@@ -11,10 +11,13 @@ use core::ptr::NonNull;
 use heapless::Vec;
 
 use super::hypercall::{Nr, hypercall};
+use super::pool::Pool;
 use super::start_info::StartInfo;
 use super::window::Window;
 use crate::hal::{DmaPage, HypervisorError};
+use crate::limits;
 use crate::mem::SharedPage;
+use crate::mem::private::PrivatePage;
 use crate::units::{BusAddr, Mfn, PAGE_SIZE};
 
 const PRESENT: u64 = 1;
@@ -37,8 +40,15 @@ const MACHINE_TO_PHYSICAL: usize = 0xffff_8000_0000_0000;
 const XEN_SLOTS: core::ops::Range<usize> = 256..272;
 /// PTEs changed by one hypercall.
 const BATCH: usize = 128;
-/// Entries of a page table, and so pages of the map window.
+/// Entries of a page table.
 const ENTRIES: usize = 512;
+/// Bytes of addresses behind one last-level table.
+const TABLE_REACH: usize = ENTRIES * PAGE_SIZE;
+/// Last-level tables of the map window.
+const WINDOW_TABLES: usize = limits::MAPPED_PAGES.div_ceil(ENTRIES);
+/// What the builder's one table of the level above reaches. Memory that does not fit below the
+/// window is not used.
+const MOST_ADDRESS: usize = (ENTRIES - WINDOW_TABLES) * TABLE_REACH;
 
 unsafe extern "C" {
     static _image_start: u8;
@@ -48,7 +58,8 @@ unsafe extern "C" {
     static _image_end: u8;
 }
 
-fn image_start() -> usize {
+/// The address of our first page.
+pub(super) fn image_start() -> usize {
     (&raw const _image_start).addr()
 }
 
@@ -81,43 +92,45 @@ pub(super) struct Paging {
     /// Pages of memory we have.
     pages: usize,
     /// Those of them in the bootstrap window.
-    mapped: usize,
-    /// Next page of the pool never handed out, as an index into the window.
-    fresh: usize,
-    /// Pages given back.
-    returned: Vec<usize, ENTRIES>,
-    window: Window<{ ENTRIES / 64 }>,
+    bootstrap: usize,
+    pool: Pool,
+    window: Window<{ WINDOW_TABLES * ENTRIES / 64 }>,
 }
 
 impl Paging {
-    /// Takes over the builder's tables and adds the table behind the map window.
+    /// Takes over the builder's tables, maps the rest of memory, and adds the tables behind the map
+    /// window.
     ///
     /// # Errors
-    /// Xen refused the new table, or there is no memory for it.
+    /// Xen refused a new table or mapping, or there is no memory for a table.
     pub(super) fn new(info: &StartInfo) -> Result<Self, HypervisorError> {
         let after_stack = info.page_table() + (info.page_tables() + 1) * PAGE_SIZE;
         let mut paging = Self {
             top: info.page_table(),
             frame_list: info.frame_list(),
             pages: info.pages(),
-            mapped: 0,
-            fresh: (after_stack - image_start()) / PAGE_SIZE,
-            returned: Vec::new(),
+            bootstrap: 0,
+            pool: Pool::new(0, 0),
             window: Window::new(0),
         };
         let end = (image_start()..)
             .step_by(PAGE_SIZE)
             .find(|at| paging.leaf(*at).is_none_or(|(_, pte)| pte & PRESENT == 0))
             .unwrap_or(after_stack);
-        paging.mapped = ((end - image_start()) / PAGE_SIZE).min(info.pages());
-        paging.window = Window::new(end.next_multiple_of(ENTRIES * PAGE_SIZE));
-        paging.add_window_table()?;
+        paging.bootstrap = ((end - image_start()) / PAGE_SIZE).min(info.pages());
+        paging.pool = Pool::new((after_stack - image_start()) / PAGE_SIZE, paging.bootstrap);
+        paging.map_rest()?;
+        let window = (image_start() + paging.pool.end() * PAGE_SIZE).next_multiple_of(TABLE_REACH);
+        paging.window = Window::new(window);
+        for table in 0..WINDOW_TABLES {
+            paging.add_table(window + table * TABLE_REACH)?;
+        }
         Ok(paging)
     }
 
     /// Bytes of the pool still free.
     pub(super) fn free_bytes(&self) -> usize {
-        (self.mapped - self.fresh + self.returned.len()) * PAGE_SIZE
+        self.pool.len() * PAGE_SIZE
     }
 
     /// The page that holds machine frame `mfn` of ours.
@@ -138,24 +151,27 @@ impl Paging {
 
     /// A zeroed page of the pool.
     pub(super) fn take_page(&mut self) -> Option<DmaPage> {
-        let index = match self.returned.pop() {
-            Some(index) => index,
-            None if self.fresh < self.mapped => {
-                self.fresh += 1;
-                self.fresh - 1
-            }
-            None => return None,
-        };
-        let address = image_start() + index * PAGE_SIZE;
+        let address = self.pool.take()?;
         let page = shared_page(address);
         page.clear();
         Some(DmaPage { page, bus: BusAddr(self.mfn_of(address).0 * PAGE_SIZE as u64) })
     }
 
-    /// Takes a page back.
+    /// Takes such a page back.
     pub(super) fn return_page(&mut self, page: &DmaPage) {
-        let index = (page.page.base().addr().get() - image_start()) / PAGE_SIZE;
-        self.returned.push(index).expect("no more pages come back than the pool is meant for");
+        self.pool.give_back(page.page.base().addr().get());
+    }
+
+    /// A page of the pool that nothing else refers to.
+    pub(super) fn take_private(&mut self) -> Option<PrivatePage> {
+        let base = shared_page(self.pool.take()?).base();
+        // SAFETY: pages of the pool stay mapped, and this one is nobody else's until it is back.
+        Some(unsafe { PrivatePage::new(base) })
+    }
+
+    /// Takes such a page back.
+    pub(super) fn return_private(&mut self, page: &PrivatePage) {
+        self.pool.give_back(page.base().addr().get());
     }
 
     /// Protects the image: see linker/xen.ld.
@@ -165,9 +181,9 @@ impl Paging {
     pub(super) fn protect(&self) -> Result<(), HypervisorError> {
         let (text_end, rodata_end) = ((&raw const _text_end).addr(), (&raw const _rodata_end).addr());
         let guard = (&raw const _stack_guard).addr();
-        let mut batch = Vec::<MmuUpdate, BATCH>::new();
-        for address in (0..self.mapped).map(|page| image_start() + page * PAGE_SIZE) {
-            let Some((ptr, pte)) = self.leaf(address) else { continue };
+        let addresses = (0..self.bootstrap).map(|page| image_start() + page * PAGE_SIZE);
+        update_all(addresses.filter_map(|address| {
+            let (ptr, pte) = self.leaf(address)?;
             let val = if address == guard {
                 0
             } else if address < text_end {
@@ -177,13 +193,8 @@ impl Paging {
             } else {
                 pte | NO_EXECUTE
             };
-            if batch.push(MmuUpdate { ptr, val }).is_err() {
-                mmu_update(&batch)?;
-                batch.clear();
-                batch.push(MmuUpdate { ptr, val }).unwrap_or_else(|_| unreachable!("the batch is empty"));
-            }
-        }
-        mmu_update(&batch)
+            Some(MmuUpdate { ptr, val })
+        }))
     }
 
     /// Walks every present entry outside Xen's own slots.
@@ -252,14 +263,35 @@ impl Paging {
         self.window.release(address, pages);
     }
 
-    /// Makes a table for the 2 MiB of addresses after the bootstrap window.
-    fn add_window_table(&mut self) -> Result<(), HypervisorError> {
+    /// Maps our pages beyond the bootstrap window, all of them writable: only what is or was so is
+    /// in the IOMMU's tables and can be shown to a device.
+    fn map_rest(&mut self) -> Result<(), HypervisorError> {
+        let end = self.pages.min((MOST_ADDRESS - image_start()) / PAGE_SIZE);
+        while self.pool.end() < end {
+            let start = image_start() + self.pool.end() * PAGE_SIZE;
+            if self.table_at_level(start, 1).is_none() {
+                self.add_table(start)?;
+            }
+            let in_table = (start + 1).next_multiple_of(TABLE_REACH) - start;
+            let pages = (in_table / PAGE_SIZE).min(end - self.pool.end());
+            update_all((0..pages).filter_map(|page| {
+                let address = start + page * PAGE_SIZE;
+                let (ptr, _) = self.leaf(address)?;
+                Some(MmuUpdate { ptr, val: (self.mfn_of(address).0 * PAGE_SIZE as u64) | DATA })
+            }))?;
+            self.pool.extend(pages);
+        }
+        Ok(())
+    }
+
+    /// Adds the missing last-level table behind an address.
+    fn add_table(&mut self, behind: usize) -> Result<(), HypervisorError> {
         let no_memory = HypervisorError { op: "page table", code: -12 };
         let table = self.take_page().ok_or(no_memory)?;
         let address = table.page.base().addr().get();
         update_va_mapping(address, table.bus.0 & FRAME | (DATA & !WRITABLE))?;
-        let l2_table = self.table_at_level(self.window.base(), 2).ok_or(no_memory)?;
-        let slot = self.window.base() >> 21 & (ENTRIES - 1);
+        let l2_table = self.table_at_level(behind, 2).ok_or(no_memory)?;
+        let slot = behind >> 21 & (ENTRIES - 1);
         let ptr = self.mfn_of(l2_table).0 * PAGE_SIZE as u64 + slot as u64 * 8;
         let val = table.bus.0 | PRESENT | WRITABLE | USER | ACCESSED;
         mmu_update(&[MmuUpdate { ptr, val }])
@@ -328,9 +360,20 @@ fn update_va_mapping(address: usize, pte: u64) -> Result<(), HypervisorError> {
     if code < 0 { Err(HypervisorError { op: "update_va_mapping", code }) } else { Ok(()) }
 }
 
+/// Makes the changes, batch by batch.
+fn update_all(changes: impl Iterator<Item = MmuUpdate>) -> Result<(), HypervisorError> {
+    let mut changes = changes.peekable();
+    while changes.peek().is_some() {
+        let batch: Vec<MmuUpdate, BATCH> = changes.by_ref().take(BATCH).collect();
+        mmu_update(&batch)?;
+    }
+    Ok(())
+}
+
 fn mmu_update(batch: &[MmuUpdate]) -> Result<(), HypervisorError> {
     let args = [batch.as_ptr() as u64, batch.len() as u64, 0, SELF];
-    // SAFETY: the batch is valid for reads; callers only add a table or take access away.
+    // SAFETY: the batch is valid for reads; callers add a table, map a page of ours at an address
+    // where nothing was, or take access away.
     let code = unsafe { hypercall(Nr::MmuUpdate, args) };
     if code < 0 { Err(HypervisorError { op: "mmu_update", code }) } else { Ok(()) }
 }

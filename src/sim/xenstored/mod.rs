@@ -106,6 +106,8 @@ pub struct Xenstored {
     input: VecDeque<u8>,
     output: VecDeque<u8>,
     watches: Vec<Watch>,
+    /// Watches that the driver domain may have.
+    pub watch_quota: usize,
     transactions: BTreeMap<u32, Transaction>,
     last_transaction: u32,
     /// One commit in so many fails with EAGAIN for no reason; 0 for none.
@@ -125,6 +127,7 @@ impl Xenstored {
             input: VecDeque::new(),
             output: VecDeque::new(),
             watches: Vec::new(),
+            watch_quota: flavour.watches().0,
             transactions: BTreeMap::new(),
             last_transaction: 0,
             conflicts: 0,
@@ -262,12 +265,12 @@ impl Xenstored {
     }
 
     fn add_watch(&mut self, header: Header, payload: &[u8]) {
-        let (limit, full) = self.flavour.watches();
+        let full = self.flavour.watches().1;
         let watch = parse_watch(payload).and_then(|watch| {
             let same = |other: &Watch| other.path == watch.path && other.token == watch.token;
             match self.watches.iter().any(same) {
                 true => Err("EEXIST"),
-                false if self.watches.len() >= limit => Err(full),
+                false if self.watches.len() >= self.watch_quota => Err(full),
                 false => Ok(watch),
             }
         });

@@ -247,22 +247,85 @@ fn failures_of_xenstore_are_retried_with_growing_pauses() {
     }
 }
 
+/// Leaves a world too little of something.
+type UseUp = fn(&mut World);
+
 #[test]
-fn a_quota_that_is_used_up_refuses_the_attach() {
-    let mut world = World::new();
-    world.watch_error = Some(StoreError::Quota);
-    world.attach("nvme0n1", "w");
-    world.run();
-    assert_eq!(world.nodes[ERRORS], "the xenstore quota of the storage domain is used up");
-    world.assert_over();
-    // Even the reason finds no room.
+fn a_budget_that_is_used_up_refuses_the_attach_and_says_how_to_raise_it() {
+    let cases: [(UseUp, &str, [&str; 2]); 4] = [
+        (
+            |world| world.machine.free_pages = PAGES - 1,
+            "memory: 16 KiB are needed for each device and 12 KiB are left; \
+             raise memory= in platter's configuration",
+            ["error", "removed"],
+        ),
+        (
+            |world| world.machine.ports = 0,
+            "event channels: none is left (EVTCHNOP_alloc_unbound returned -28); \
+             raise max_event_channels= in platter's configuration",
+            ["error", "removed"],
+        ),
+        (
+            |world| world.watch_error = Some(StoreError::Quota),
+            "xenstore watches: this domain's quota is used up; raise quota-maxwatch in oxenstored.conf, \
+             or with C xenstored run xenstore-control quota set watches N",
+            ["error", "removed"],
+        ),
+        (
+            |world| world.most_nodes = world.nodes.len(),
+            "xenstore nodes: this domain's quota is used up; raise quota-maxentity in oxenstored.conf, \
+             or with C xenstored run xenstore-control quota set nodes N",
+            // The reason is a node too: it finds room when the device's own are gone.
+            ["removed", "error"],
+        ),
+    ];
+    for (use_up, reason, trace) in cases {
+        let mut world = World::new();
+        world.attach("nvme0n1", "w");
+        use_up(&mut world);
+        world.run();
+        assert_eq!(world.trace(), trace.map(|what| (0, what)));
+        assert_eq!(world.nodes[ERRORS], reason);
+        world.assert_over();
+    }
+}
+
+#[test]
+fn a_reason_that_finds_no_room_keeps_no_device() {
     let mut world = World::new();
     world.attach("nvme0n1", "w");
     while world.vbd.due() != Some(Errand::Task(Task::Offer)) {
         assert!(world.step());
     }
-    world.errors = vec![StoreError::Quota, StoreError::Quota];
+    // Whoever took the rest of the quota also takes what the device gives back.
+    world.most_nodes = 0;
     world.run();
     assert_eq!(world.trace(), [(0, "removed")]);
+    world.assert_over();
+}
+
+#[test]
+fn what_was_reserved_when_it_was_offered_serves_every_connection() {
+    let mut world = World::connected();
+    assert_eq!((world.machine.taken_pages, world.machine.reserved.len()), (PAGES, 0));
+    // Others take what is left; starting again needs nothing of it.
+    assert_eq!((world.machine.ports, world.machine.free_pages), (1, 0));
+    for port in ["16", "15", "17", "16"] {
+        world.set(FRONT, "state", "1");
+        world.run();
+        assert_eq!((world.machine.taken_pages, world.machine.reserved.len()), (PAGES, 1));
+        world.frontend_ready("9", port);
+        let until = world.millis() + 10_000;
+        world.run_until(until);
+        let bound = usize::from(port != "17");
+        assert_eq!((world.machine.bound.len(), world.machine.reserved.len()), (bound, 1 - bound));
+        if bound == 0 {
+            assert_eq!(world.ours("state"), "6", "a port that is not there for us");
+        }
+    }
+    world.detach();
+    world.set(FRONT, "state", "6");
+    let until = world.millis() + 2000;
+    world.run_until(until);
     world.assert_over();
 }

@@ -11,6 +11,7 @@ use std::vec::Vec;
 use std::{format, vec};
 
 use super::*;
+use crate::blkback::slots::PAGES;
 use crate::blkback::testing::Machine;
 use crate::mem::frame::Frame;
 use crate::volume::tests::{disk, volume};
@@ -36,6 +37,8 @@ struct World {
     /// Errors that the next jobs end with instead of being done.
     errors: Vec<StoreError>,
     watch_error: Option<StoreError>,
+    /// Nodes that there may be.
+    most_nodes: usize,
     /// Whether events tell the device of its own writes, as a rule they do.
     echo: bool,
     /// What other devices hold.
@@ -47,7 +50,7 @@ impl World {
         let mut volumes = Volumes::new();
         volumes.add_disk(disk(0, volume(512, 1000)));
         volumes.add_disk(disk(1, volume(4096, 1000)));
-        let mut machine = Machine::default();
+        let mut machine = Machine::with(1, PAGES);
         machine.granted = [((5, 8), Frame::new()), ((5, 9), Frame::new())].into();
         machine.open = vec![(5, 15), (5, 16)];
         Self {
@@ -61,6 +64,7 @@ impl World {
             trace: Vec::new(),
             errors: Vec::new(),
             watch_error: None,
+            most_nodes: usize::MAX,
             echo: true,
             others: Vec::new(),
         }
@@ -182,7 +186,16 @@ impl World {
                 return (Err(StoreError::Gone), Answers::new());
             }
         }
-        let answers = job.steps.iter().map(|step| self.apply_step(&job.base, step)).collect();
+        let before = self.nodes.clone();
+        let mut answers = Answers::new();
+        for step in &job.steps {
+            let answer = self.apply_step(&job.base, step);
+            if let (Err(error), Some(_)) = (&answer, &job.guard) {
+                self.nodes = before;
+                return (Err(*error), Answers::new());
+            }
+            answers.push(answer).unwrap();
+        }
         (Ok(()), answers)
     }
 
@@ -194,6 +207,10 @@ impl World {
                 Value::try_from(value.as_str()).map_err(|_| StoreError::TooLong)
             }
             Step::Write(node, value) => {
+                let is_new = !self.nodes.contains_key(&format!("{base}/{node}"));
+                if is_new && self.nodes.len() >= self.most_nodes {
+                    return Err(StoreError::Quota);
+                }
                 self.nodes.insert(format!("{base}/{node}"), value.to_string());
                 if node == "state" || node == "error" {
                     let what = if node == "state" { value.to_string() } else { node.to_string() };
@@ -256,6 +273,7 @@ impl World {
         assert!(self.vbd.is_finished() && !self.exists(), "{:?}", self.vbd.state);
         assert!(self.watches.is_empty() && self.vbd.deadline().is_none());
         self.assert_disconnected();
+        assert!(self.machine.reserved.is_empty() && self.machine.taken_pages == 0);
     }
 
     fn assert_disconnected(&self) {

@@ -7,6 +7,7 @@ use crate::drivers::nvme::Nvme;
 use crate::drivers::{Completion, DeviceError, Operation, Refusal, Status, Token};
 use crate::hal::{DmaPage, HypervisorError, Memory, MmioRegion};
 use crate::mem::frame::Frame;
+use crate::mem::private::PrivatePage;
 use crate::sim::nvme::{Controller, Settings};
 use crate::sim::{Dma, DmaFault};
 use crate::units::{Block, BusAddr, Instant, PAGE_SIZE, Span};
@@ -98,6 +99,14 @@ impl Memory for Machine {
 
     fn return_page(&mut self, page: DmaPage) {
         self.frames.unmap(page.bus);
+    }
+
+    fn take_private(&mut self) -> Option<PrivatePage> {
+        unreachable!("controllers share their pages with devices")
+    }
+
+    fn return_private(&mut self, _: PrivatePage) {
+        unreachable!("nothing private was taken")
     }
 
     fn map_mmio(&mut self, _: BusAddr, _: usize) -> Result<MmioRegion, HypervisorError> {

@@ -13,6 +13,7 @@ use super::*;
 use crate::hal::{Clock, DmaPage, Events, GrantMap, GrantMapping, GrantedPage, Grants, Memory, MmioRegion};
 use crate::limits;
 use crate::mem::frame::Frame;
+use crate::mem::private::PrivatePage;
 use crate::sim::pciback::{Function, MSIX, Pciback};
 use crate::units::{DomId, GrantRef};
 use crate::wire::pci::{BarError, register};
@@ -101,6 +102,14 @@ impl Memory for TestHal {
 
     fn return_page(&mut self, _: DmaPage) {
         unimplemented!()
+    }
+
+    fn take_private(&mut self) -> Option<PrivatePage> {
+        unreachable!("controllers share their pages with devices")
+    }
+
+    fn return_private(&mut self, _: PrivatePage) {
+        unreachable!("nothing private was taken")
     }
 
     fn map_mmio(&mut self, _: BusAddr, _: usize) -> Result<MmioRegion, HypervisorError> {
