@@ -9,6 +9,7 @@ mod frontends;
 mod guests;
 mod hotplug;
 mod life;
+mod many;
 mod peer;
 mod serving;
 mod toolstack;
@@ -168,6 +169,13 @@ pub(crate) const BOOTS: &[Boot] = &[
             volumes::tables_that_guests_write_change_nothing,
             volumes::each_block_has_one_writer,
         ],
+    },
+    Boot {
+        name: "many",
+        lane: Lane::Short,
+        daemon: Daemon::Oxenstored,
+        xen_options: "",
+        stories: stories![many::devices_until_a_budget_refuses],
     },
     Boot {
         name: "no-interrupts",
