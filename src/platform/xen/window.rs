@@ -16,11 +16,6 @@ impl<const WORDS: usize> Window<WORDS> {
         Self { base, taken: [0; WORDS] }
     }
 
-    /// Its first address.
-    pub(super) const fn base(&self) -> usize {
-        self.base
-    }
-
     /// Takes the first `pages` addresses in a row that are free.
     pub(super) fn reserve(&mut self, pages: usize) -> Option<usize> {
         let mut free = 0;
