@@ -352,8 +352,14 @@ impl Vbd {
 
     /// Not served, and the toolstack is to learn it at once: its wait ends when our directory goes.
     fn refuse(&mut self, reason: impl fmt::Display) {
-        log::warn!("vbd {}: refused: {reason}", self.id);
-        self.complaint = Some(xenbus::cut(reason));
+        let reason = xenbus::cut(reason);
+        // A late event makes it look at what it has refused already.
+        let said = self.state == State::Doing(Task::RemoveRefused) && self.why == reason;
+        if !said {
+            log::warn!("vbd {}: refused: {reason}", self.id);
+            self.complaint = Some(reason.clone());
+            self.why = reason;
+        }
         self.state = State::Doing(Task::RemoveRefused);
     }
 

@@ -60,6 +60,19 @@ fn a_refused_attach_says_why_and_then_goes() {
 }
 
 #[test]
+fn a_refusal_is_said_once_however_many_events_there_are() {
+    let mut world = World::new();
+    world.attach("/dev/nvme0n9", "w");
+    world.vbd.turn(world.now, &mut world.machine);
+    while world.trace.is_empty() {
+        assert!(world.step(), "it is refused");
+    }
+    world.vbd.notice();
+    world.run();
+    assert_eq!(world.trace(), [(0, "error"), (0, "removed")]);
+}
+
+#[test]
 fn no_disk_at_all_is_a_reason() {
     let mut world = World::new();
     world.volumes = Volumes::new();
