@@ -2,108 +2,84 @@
 
 use std::collections::BTreeSet;
 use std::thread;
-use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 
-use super::World;
-use crate::machine::{COMMAND_LIMIT, Controller, Linux, NAME, Platter, Settings, disk_spec};
+use super::{A_MOMENT, World};
+use crate::machine::{COMMAND_LIMIT, Controller, Holdings, Linux, NAME, Settings, disk_spec};
 
-const A_MOMENT: Duration = Duration::from_secs(20);
-/// Disks of each of the two guests that do I/O at once; the first of them is written.
-const DISKS: usize = 16;
+/// Guests with disks.
+const GUESTS: [&str; 4] = ["anna", "beth", "cleo", "dora"];
+/// Disks of each guest that do I/O at once.
+const DISKS: usize = 8;
+
+/// 32 devices of four guests do I/O at once. More are attached until xenstore's quota refuses one, which names the
+/// quota; then the guests are destroyed all at once, and nothing is left.
+pub(super) fn devices_until_a_budget_refuses(world: &World) -> Result<()> {
+    let controllers = &[Controller::PLATTER, Controller::LINUX];
+    let options = "log=info opaque=nvme0n1,nvme0n2,nvme1n1,nvme1n2";
+    let platter = world.fresh_platter(Settings { controllers, options, ..Settings::usual() })?;
+    let before = Holdings::of(world.machine(), platter.id())?;
+    world.step("four guests boot");
+    let guests: Vec<Linux> =
+        GUESTS.iter().map(|name| Linux::guest(world.machine(), name)).collect::<Result<_>>()?;
+    for (number, guest) in guests.iter().enumerate() {
+        world.step(&format!("{} gets {DISKS} disks", guest.name()));
+        for vdev in vdevs().take(DISKS) {
+            world.machine().dom0(&attach_to_read(guest.name(), &vdev, number))?;
+        }
+        vdevs().take(DISKS).try_for_each(|vdev| guest.wait_disk(&vdev))?;
+    }
+    world.step("all of them do I/O at once");
+    thread::scope(|scope| {
+        let work: Vec<_> = guests.iter().map(|guest| scope.spawn(move || read_all(guest))).collect();
+        work.into_iter().try_for_each(|work| work.join().map_err(|_| anyhow!("a guest's thread panicked"))?)
+    })?;
+    let held = Holdings::of(world.machine(), platter.id())?.beyond(&before);
+    let each =
+        |what: &str| held.iter().filter(|line| line.starts_with(what)).count() / (GUESTS.len() * DISKS);
+    let (nodes, ports, grants) = (each("node "), each("port "), each("grant "));
+    world.say(&format!("a device costs platter {nodes} nodes, {ports} event channel, {grants} grant mapped"));
+
+    world.step("more disks, until one is refused");
+    let from = platter.log().len();
+    let more = (0..GUESTS.len()).flat_map(|number| vdevs().skip(DISKS).map(move |vdev| (number, vdev)));
+    let mut attached = GUESTS.len() * DISKS;
+    for (number, vdev) in more {
+        let attach = attach_to_read(GUESTS[number], &vdev, number);
+        if world.machine().dom0_answer(&attach, COMMAND_LIMIT)?.code != 0 {
+            break;
+        }
+        attached += 1;
+    }
+    let words = ["refused: xenstore nodes: ", "raise quota-maxentity in oxenstored.conf"];
+    platter.wait_line(from, &words, A_MOMENT)?;
+    world.say(&format!("{attached} devices at {}'s stock quotas", world.machine().daemon().program()));
+    world.step("the guests are destroyed all at once");
+    let destroy = format!("for g in {}; do xl destroy $g & done; wait", GUESTS.join(" "));
+    world.machine().dom0_answer(&destroy, COMMAND_LIMIT * 4)?.success("dom0", &destroy).map(drop)
+}
 
 /// The guests' names for disks, as many as have one letter.
 fn vdevs() -> impl Iterator<Item = String> {
     ('b'..='z').map(|letter| format!("xvd{letter}"))
 }
 
-/// A volume to be read: both namespaces of the first controller in turn.
-fn volume(number: usize) -> String {
-    format!("/dev/nvme0n{}", number % 2 + 1)
+/// The line that attaches one of the four namespaces, to be read only.
+fn attach_to_read(guest: &str, vdev: &str, namespace: usize) -> String {
+    let target = format!("/dev/nvme{}n{}", namespace / 2, namespace % 2 + 1);
+    format!("xl block-attach {guest} '{}'", disk_spec(vdev, NAME, &target).replace("access=rw", "access=ro"))
 }
 
-/// The line that attaches a disk which is only read.
-fn attach_to_read(guest: &str, vdev: &str, target: &str) -> String {
-    format!("xl block-attach {guest} '{}'", disk_spec(vdev, NAME, target).replace("access=rw", "access=ro"))
-}
-
-/// 32 devices of two guests do I/O at once. More are attached until xenstore's quota refuses one, which names the quota;
-/// then all are detached and xenstore is as it was before.
-pub(super) fn devices_until_a_budget_refuses(world: &World) -> Result<()> {
-    let controllers = &[Controller::PLATTER, Controller::LINUX];
-    let platter = world.fresh_platter(Settings { controllers, ..Settings::usual() })?;
-    let guests = [world.alice()?, world.bob()?];
-    let before = nodes(world, &platter)?;
-    for (number, guest) in guests.iter().enumerate() {
-        world.step(&format!("{} gets {DISKS} disks", guest.name()));
-        guest.attach("xvdb", NAME, &format!("/dev/nvme1n{}", number + 1))?;
-        for (number, vdev) in vdevs().enumerate().take(DISKS).skip(1) {
-            world.machine().dom0(&attach_to_read(guest.name(), &vdev, &volume(number)))?;
-        }
-    }
-    let each = (nodes(world, &platter)? - before) / (guests.len() * DISKS);
-    world.step("all of them do I/O at once");
-    thread::scope(|scope| {
-        let work = guests.map(|guest| scope.spawn(move || use_all(guest)));
-        work.into_iter().try_for_each(|work| work.join().map_err(|_| anyhow!("a guest's thread panicked"))?)
-    })?;
-    let attached = attach_until_refused(world, &platter, guests)?;
-    world.say(&format!("{attached} devices at oxenstored's stock quotas, {each} nodes each"));
-    for guest in guests {
-        world.step(&format!("{} gives its disks back", guest.name()));
-        let detach = format!(
-            "for d in $(xl block-list {0} | awk 'NR > 1 {{ print $1 }}'); do xl block-detach {0} $d || exit 1; done",
-            guest.name()
-        );
-        world.machine().dom0_answer(&detach, COMMAND_LIMIT * 4)?.success("dom0", &detach)?;
-    }
-    let reason = 5;
-    let after = nodes(world, &platter)?;
-    ensure!(after <= before + reason, "platter had {before} nodes and has {after}");
-    world.remove_platter()
-}
-
-/// Reads every disk of a guest and writes the first, all at the same time; disks of one namespace read the same.
-fn use_all(guest: &Linux) -> Result<()> {
-    let read: Vec<String> = vdevs().take(DISKS).skip(1).collect();
+/// Reads every disk of a guest at the same time; they are one namespace and read the same.
+fn read_all(guest: &Linux) -> Result<()> {
+    let disks: Vec<String> = vdevs().take(DISKS).collect();
+    let disks = disks.join(" ");
     let sums = guest.run(&format!(
-        "dd if=/dev/zero of=/dev/xvdb bs=64k count=64 oflag=direct 2>/dev/null & \
-         for d in {}; do dd if=/dev/$d bs=64k count=32 iflag=direct 2>/dev/null | cksum > /tmp/$d & done; \
-         wait; for d in {}; do cat /tmp/$d; done",
-        read.join(" "),
-        read.join(" ")
+        "for d in {disks}; do dd if=/dev/$d bs=64k count=64 iflag=direct 2>/dev/null | cksum > /tmp/$d & done; \
+         wait; for d in {disks}; do cat /tmp/$d; done",
     ))?;
-    let sums: Vec<&str> = sums.lines().collect();
-    ensure!(sums.len() == read.len(), "{}: {} disks were read", guest.name(), sums.len());
-    for namespace in 0..2 {
-        let different: BTreeSet<_> = sums.iter().skip(namespace).step_by(2).collect();
-        ensure!(different.len() == 1, "{}: one namespace reads as {different:?}", guest.name());
-    }
+    let different: BTreeSet<&str> = sums.lines().collect();
+    ensure!(sums.lines().count() == DISKS && different.len() == 1, "{} reads {sums}", guest.name());
     Ok(())
-}
-
-/// Attaches disks until one is refused, for the quota of nodes. Returns how many there are then.
-fn attach_until_refused(world: &World, platter: &Platter, guests: [&Linux; 2]) -> Result<usize> {
-    world.step("more disks, until one is refused");
-    let from = platter.log().len();
-    let mut attached = guests.len() * DISKS;
-    for guest in guests {
-        for (number, vdev) in vdevs().enumerate().skip(DISKS) {
-            let attach = attach_to_read(guest.name(), &vdev, &volume(number));
-            if world.machine().dom0_answer(&attach, COMMAND_LIMIT)?.code != 0 {
-                let words = ["refused: xenstore nodes: ", "raise quota-maxentity in oxenstored.conf"];
-                platter.wait_line(from, &words, A_MOMENT)?;
-                return Ok(attached);
-            }
-            attached += 1;
-        }
-    }
-    Err(anyhow!("{attached} disks are attached and none was refused"))
-}
-
-/// Nodes of platter's home in xenstore, most of them of its quota.
-fn nodes(world: &World, platter: &Platter) -> Result<usize> {
-    let count = world.machine().dom0(&format!("xenstore-ls -f /local/domain/{} | wc -l", platter.id()))?;
-    count.trim().parse().context("wc printed no number")
 }

@@ -217,6 +217,13 @@ pub(crate) const BOOTS: &[Boot] = &[
         stories: stories![blocks::all_sizes_verify, blocks::two_guests_for_long],
     },
     Boot {
+        name: "c-xenstored-many",
+        lane: Lane::Long,
+        daemon: Daemon::Xenstored,
+        xen_options: "",
+        stories: stories![many::devices_until_a_budget_refuses],
+    },
+    Boot {
         name: "c-xenstored-more",
         lane: Lane::Long,
         daemon: Daemon::Xenstored,
