@@ -19,6 +19,8 @@ pub(crate) struct Settings<'s> {
     pub(crate) controllers: &'s [Controller],
     /// Its command line.
     pub(crate) options: &'s str,
+    /// MiB.
+    pub(crate) memory: u32,
     /// What Xen does when it crashes.
     pub(crate) on_crash: &'s str,
 }
@@ -27,7 +29,7 @@ impl Settings<'_> {
     /// As a user starts it whose guests have disks whole; a crash keeps the domain, so that it is noticed.
     pub(crate) fn usual() -> Self {
         let options = "log=info opaque=nvme0n1,nvme0n2";
-        Self { controllers: &[Controller::PLATTER], options, on_crash: "preserve" }
+        Self { controllers: &[Controller::PLATTER], options, memory: 16, on_crash: "preserve" }
     }
 }
 
@@ -58,9 +60,10 @@ impl<'m> Platter<'m> {
         let pci: Vec<String> =
             settings.controllers.iter().map(|controller| format!("\"{}\"", controller.pci())).collect();
         machine.dom0(&format!(
-            "xl create -p /share/platter.cfg 'pci=[{}]' 'extra=\"{}\"' 'on_crash=\"{}\"'",
+            "xl create -p /share/platter.cfg 'pci=[{}]' 'extra=\"{}\"' 'memory={}' 'on_crash=\"{}\"'",
             pci.join(","),
             settings.options,
+            settings.memory,
             settings.on_crash
         ))?;
         let id = machine.dom0(&format!("xl domid {NAME}"))?.parse().context("xl domid printed no number")?;

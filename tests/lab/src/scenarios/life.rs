@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::{A_MOMENT, World};
 use crate::machine::{Controller, NAME, Settings, poll};
@@ -21,6 +21,25 @@ pub(super) fn options_are_heeded_or_named(world: &World) -> Result<()> {
     let options = "log=debug opaque=nvme0n1,nvme0n2";
     let platter = world.fresh_platter(Settings { options, ..Settings::usual() })?;
     platter.wait_line(from, &["ready in"], A_MOMENT).map(drop)
+}
+
+/// It serves with little memory, and takes all it is given into use.
+pub(super) fn uses_the_memory_it_is_given(world: &World) -> Result<()> {
+    let alice = world.alice()?;
+    for memory in [4, 256] {
+        let from = world.log().len();
+        world.step(&format!("platter boots with {memory} MiB"));
+        let platter = world.fresh_platter(Settings { memory, ..Settings::usual() })?;
+        let line =
+            platter.wait_line(from, &[&format!("memory: {memory} MiB, "), "free for I/O"], A_MOMENT)?;
+        let free = line.split(' ').rev().nth(1).and_then(|kib| kib.parse::<u32>().ok());
+        let free = free.with_context(|| format!("no number of KiB in {line:?}"))?;
+        ensure!(free > (memory - 3) * 1024, "only {free} KiB are free for I/O");
+        alice.attach("xvdb", NAME, "/dev/nvme0n1")?;
+        alice.run("dd if=/dev/xvdb of=/dev/null bs=64k count=16 iflag=direct")?;
+        alice.detach("xvdb")?;
+    }
+    world.remove_platter()
 }
 
 /// With nothing to do it is never scheduled: its CPU time stands still.

@@ -146,6 +146,7 @@ pub(crate) const BOOTS: &[Boot] = &[
         xen_options: "",
         stories: stories![
             life::options_are_heeded_or_named,
+            life::uses_the_memory_it_is_given,
             life::sleeps_when_idle,
             life::stays_up_without_a_device,
             life::shuts_down_when_asked,
