@@ -1,6 +1,5 @@
 //! Many devices at once, and what happens at the last one that xenstore's stock quota has room for.
 
-use std::collections::BTreeSet;
 use std::thread;
 
 use anyhow::{Result, anyhow, ensure};
@@ -75,11 +74,11 @@ fn attach_to_read(guest: &str, vdev: &str, namespace: usize) -> String {
 fn read_all(guest: &Linux) -> Result<()> {
     let disks: Vec<String> = vdevs().take(DISKS).collect();
     let disks = disks.join(" ");
-    let sums = guest.run(&format!(
-        "for d in {disks}; do dd if=/dev/$d bs=64k count=64 iflag=direct 2>/dev/null | cksum > /tmp/$d & done; \
-         wait; for d in {disks}; do cat /tmp/$d; done",
+    let head = guest.run(&format!(
+        "for d in {disks}; do dd if=/dev/$d of=/tmp/$d bs=64k count=32 iflag=direct 2>/dev/null & done; wait; \
+         for d in {disks}; do [ $(stat -c %s /tmp/$d) = 2097152 ] && cmp /tmp/xvdb /tmp/$d || exit 1; done; \
+         head -n 1 /tmp/xvdb",
     ))?;
-    let different: BTreeSet<&str> = sums.lines().collect();
-    ensure!(sums.lines().count() == DISKS && different.len() == 1, "{} reads {sums}", guest.name());
+    ensure!(head.starts_with("namespace ") && head.ends_with(" offset 0"), "{} reads {head:?}", guest.name());
     Ok(())
 }
