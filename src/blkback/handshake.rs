@@ -183,8 +183,8 @@ pub(super) enum Theirs {
     Gone,
     /// The frontend starts, or starts again.
     Starting,
-    /// The frontend has said where its ring is. `settled` when it takes itself for connected.
-    Ready { endpoint: Result<Endpoint, Unserved>, settled: bool },
+    /// The frontend has said where its ring is; it may take itself for connected.
+    Ready(Result<Endpoint, Unserved>),
     /// The frontend wants to close.
     Closing,
     /// The frontend is closed.
@@ -254,8 +254,7 @@ impl Theirs {
         };
         match state {
             XenbusState::Initialising => Self::Starting,
-            XenbusState::Initialised => Self::Ready { endpoint: Endpoint::parse(nodes), settled: false },
-            XenbusState::Connected => Self::Ready { endpoint: Endpoint::parse(nodes), settled: true },
+            XenbusState::Initialised | XenbusState::Connected => Self::Ready(Endpoint::parse(nodes)),
             XenbusState::Closing => Self::Closing,
             XenbusState::Closed => Self::Closed,
             XenbusState::Unknown
@@ -351,8 +350,8 @@ mod tests {
         let endpoint = Ok(Endpoint { ring: GrantRef(8), port: Port(15) });
         assert_eq!(theirs("-"), Theirs::Gone);
         assert_eq!(theirs("1"), Theirs::Starting);
-        assert_eq!(theirs("3"), Theirs::Ready { endpoint, settled: false });
-        assert_eq!(theirs("4"), Theirs::Ready { endpoint, settled: true });
+        assert_eq!(theirs("3"), Theirs::Ready(endpoint));
+        assert_eq!(theirs("4"), Theirs::Ready(endpoint));
         assert_eq!(theirs("5"), Theirs::Closing);
         assert_eq!(theirs("6"), Theirs::Closed);
         for state in ["0", "2", "7", "8", "9", "", "04", "4 ", "!", "?"] {

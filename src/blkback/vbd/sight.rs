@@ -110,16 +110,17 @@ impl Vbd {
     pub(super) fn see_theirs(&mut self, theirs: Theirs, hal: &mut impl Hal) {
         match self.state {
             State::InitWait => match theirs {
-                Theirs::Ready { endpoint, .. } => self.connect(endpoint, hal),
+                Theirs::Ready(endpoint) => self.connect(endpoint, hal),
                 Theirs::Gone => self.end(GONE),
                 Theirs::Closing | Theirs::Closed => self.end(CLOSED),
                 Theirs::Starting | Theirs::Other => {}
             },
             State::Connected => match theirs {
-                Theirs::Ready { endpoint, settled } if !settled && self.moved_to(endpoint) => {
+                // One that was resumed may take our state of before for the answer to its new ring.
+                Theirs::Ready(Ok(endpoint)) if self.moved_to(endpoint) => {
                     self.drain(Then::Offer);
                 }
-                Theirs::Ready { .. } | Theirs::Other => {}
+                Theirs::Ready(_) | Theirs::Other => {}
                 Theirs::Starting => self.drain(Then::Offer),
                 Theirs::Closing => self.announce("its frontend is closing"),
                 Theirs::Closed => self.end(CLOSED),
@@ -128,12 +129,12 @@ impl Vbd {
             State::Closing => match theirs {
                 Theirs::Gone => self.end(GONE),
                 Theirs::Closing | Theirs::Closed | Theirs::Starting => self.end(CLOSED),
-                Theirs::Ready { .. } | Theirs::Other => {}
+                Theirs::Ready(_) | Theirs::Other => {}
             },
             State::Closed => match theirs {
                 // A frontend that is ready is one that was given up; only a new start counts.
                 Theirs::Starting => self.state = State::Found,
-                Theirs::Ready { .. } | Theirs::Other | Theirs::Closing | Theirs::Closed | Theirs::Gone => {}
+                Theirs::Ready(_) | Theirs::Other | Theirs::Closing | Theirs::Closed | Theirs::Gone => {}
             },
             State::Found
             | State::Doing(_)
@@ -346,8 +347,8 @@ impl Vbd {
     }
 
     /// Whether the frontend's ring is not the one that is connected.
-    fn moved_to(&self, endpoint: Result<Endpoint, Unserved>) -> bool {
-        self.connection.as_ref().is_some_and(|connection| Ok(connection.endpoint) != endpoint)
+    fn moved_to(&self, endpoint: Endpoint) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.endpoint != endpoint)
     }
 
     /// Not served, and the toolstack is to learn it at once: its wait ends when our directory goes.
