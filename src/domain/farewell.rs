@@ -28,10 +28,13 @@ impl Farewell {
         vbds: &mut Vbds,
     ) -> Option<Self> {
         io.close();
+        // A controller that is being reset answers what it had, and has a cache to write out after.
+        let is_starting = any(disks, |_, disk| disk.status() == Status::Starting);
         match self {
             Self::Draining => {
                 let mut rings = vbds.iter_mut().flatten().filter_map(Vbd::ring_mut);
-                if rings.any(|ring| is_waited_for(ring, disks))
+                if is_starting
+                    || rings.any(|ring| is_waited_for(ring, disks))
                     || any(disks, |number, disk| io.is_reading(number, disk))
                 {
                     return Some(self);
@@ -41,7 +44,9 @@ impl Farewell {
                 }
                 Some(Self::Flushing)
             }
-            Self::Flushing if any(disks, |number, disk| io.is_flushing(number, disk)) => Some(self),
+            Self::Flushing if is_starting || any(disks, |number, disk| io.is_flushing(number, disk)) => {
+                Some(self)
+            }
             Self::Flushing => {
                 disks.iter_mut().flatten().for_each(|disk| disk.shut_down(hal));
                 Some(Self::Stopping)
