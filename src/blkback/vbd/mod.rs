@@ -179,7 +179,7 @@ pub struct Vbd {
     why: Value,
     /// What is still to be written to the error node.
     complaint: Option<Value>,
-    /// There is no node left for it before the device's own are gone.
+    /// There is no node left for it before the device's own are gone, if it is refused.
     complaint_waits: bool,
     fault: Option<FrontendFault>,
     /// Why there is no disk behind it any more.
@@ -440,7 +440,8 @@ impl Vbd {
 
     /// The job that the state asks for.
     fn due(&self) -> Option<Errand> {
-        if self.complaint.is_some() && !self.complaint_waits {
+        let waits = self.complaint_waits && self.state == State::Doing(Task::RemoveRefused);
+        if self.complaint.is_some() && !waits {
             return Some(Errand::Complain);
         }
         match self.state {

@@ -178,7 +178,6 @@ impl Vbd {
             }
             Task::Remove => self.lose("detached"),
             Task::RemoveRefused => {
-                self.complaint_waits = false;
                 self.shown = XenbusState::Unknown;
                 self.drain(Then::Leave);
             }
@@ -359,6 +358,7 @@ impl Vbd {
         if !said {
             log::warn!("vbd {}: refused: {reason}", self.id);
             self.complaint = Some(reason.clone());
+            self.complaint_waits = false;
             self.why = reason;
         }
         self.state = State::Doing(Task::RemoveRefused);

@@ -343,3 +343,18 @@ fn what_was_reserved_when_it_was_offered_serves_every_connection() {
     world.run_until(until);
     world.assert_over();
 }
+
+#[test]
+fn a_device_refused_for_want_of_nodes_is_detached_at_any_time() {
+    for jobs in 0..8 {
+        let mut world = World::new();
+        world.attach("nvme0n1", "w");
+        world.most_nodes = world.nodes.len();
+        (0..jobs).for_each(|_| _ = world.step());
+        if world.exists() {
+            world.detach();
+        }
+        world.run_until(5_000);
+        world.assert_over();
+    }
+}
