@@ -300,6 +300,10 @@ impl Vbd {
             } else {
                 self.end("it was not connected");
             }
+        } else if ours.state != XenbusState::Closing && !ours.online {
+            // It was detached while it was closed, for which libxl writes no state, and was just
+            // being offered again.
+            self.announce(ASKED);
         }
     }
 

@@ -277,3 +277,21 @@ fn a_controller_that_goes_at_any_step_leaves_nothing_connected() {
         }
     }
 }
+
+#[test]
+fn a_device_that_is_detached_while_its_frontend_opens_it_again_closes() {
+    // libxl has seen state 6, so all that it writes is that the device is to go.
+    for when in [0, 100, 500, 1_000] {
+        let mut world = World::connected();
+        world.set(FRONT, "state", "6");
+        world.run();
+        assert_eq!(world.ours("state"), "6");
+        world.set(FRONT, "state", "1");
+        world.run();
+        world.frontend_ready("9", "16");
+        world.run_until(200 + when);
+        world.set(HOME, "online", "0");
+        world.run_until(5_000);
+        world.assert_over();
+    }
+}
