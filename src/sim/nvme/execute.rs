@@ -12,6 +12,9 @@ use crate::wire::nvme::command::{COMPLETION_BYTES, ErrorStatus, SUBMISSION_BYTES
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
+/// Commands that have ended and are remembered, fewer than what it takes for their ids to come back.
+const ENDED: usize = 64;
+
 const fn hopeless(kind: u8, code: u8) -> ErrorStatus {
     ErrorStatus { kind, code, do_not_retry: true }
 }
@@ -141,6 +144,8 @@ impl Controller {
                 _ => self.execute_io(&command, dma),
             };
             interrupt |= self.complete(queue, command.id, result, dma);
+            self.ended.push_front((queue, command.id));
+            self.ended.truncate(ENDED);
             if self.rng.one_in(self.faults.doubled) {
                 interrupt |= self.complete(queue, command.id, result, dma);
             }
@@ -178,10 +183,15 @@ impl Controller {
         self.completion_queues.get(&running.queue).is_some_and(|queue| !queue.is_full())
     }
 
+    /// Completes a command once more that has ended before. Any other id could be that of a command
+    /// which is about to be submitted, and nobody could tell.
     fn invent(&mut self, queue: u16, dma: &mut impl Dma) -> bool {
-        let id = (self.rng.bits() & 0xffff) as u16;
-        let in_flight = self.running.iter().any(|running| running.command.id == id);
-        !in_flight && self.complete(queue, id, Ok(()), dma)
+        let ended: Vec<u16> = self.ended.iter().filter(|(of, _)| *of == queue).map(|(_, id)| *id).collect();
+        if ended.is_empty() {
+            return false;
+        }
+        let id = ended[self.rng.index(ended.len())];
+        self.complete(queue, id, Ok(()), dma)
     }
 
     fn complete(

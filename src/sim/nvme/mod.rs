@@ -10,7 +10,7 @@ mod tests;
 
 use core::ops::Range;
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::format;
 use std::string::{String, ToString};
 use std::vec::Vec;
@@ -129,7 +129,7 @@ pub struct Faults {
     pub lost_interrupt: u32,
     /// Completions that come twice.
     pub doubled: u32,
-    /// Completions that are followed by one of a command that is not in flight.
+    /// Completions that are followed by one of a command that has ended before.
     pub invented: u32,
     /// I/O commands that are never answered.
     pub unanswered: u32,
@@ -198,6 +198,8 @@ pub struct Controller {
     submission_queues: BTreeMap<u16, SubmissionQueue>,
     completion_queues: BTreeMap<u16, CompletionQueue>,
     running: Vec<Running>,
+    /// The queues and ids of commands that have ended, the last one first.
+    ended: VecDeque<(u16, u16)>,
     disks: Vec<Disk>,
     violations: Vec<String>,
     flushes: u64,
@@ -226,6 +228,7 @@ impl Controller {
             submission_queues: BTreeMap::new(),
             completion_queues: BTreeMap::new(),
             running: Vec::new(),
+            ended: VecDeque::new(),
             violations: Vec::new(),
             flushes: 0,
             reads: Vec::new(),
@@ -445,6 +448,7 @@ impl Controller {
                 self.submission_queues.clear();
                 self.completion_queues.clear();
                 self.running.clear();
+                self.ended.clear();
                 (self.ready, self.shutdown) = (false, 0);
                 self.faults.fatal = self.faults.fatal_for_good;
             }
