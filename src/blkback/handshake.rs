@@ -305,6 +305,7 @@ mod tests {
     fn answers(texts: &[&str]) -> Vec<Answer> {
         let answer = |text: &&str| match *text {
             "-" => Err(StoreError::NotFound),
+            "#" => Err(StoreError::Denied),
             "!" => Err(StoreError::TooLong),
             "?" => Err(StoreError::Other),
             text => Ok(Value::try_from(text).unwrap()),
@@ -349,6 +350,7 @@ mod tests {
         let theirs = |state| Theirs::parse(&answers(&[state, "8", "-", "-", "15", "x86_64-abi"]));
         let endpoint = Ok(Endpoint { ring: GrantRef(8), port: Port(15) });
         assert_eq!(theirs("-"), Theirs::Gone);
+        assert_eq!(theirs("#"), Theirs::Gone);
         assert_eq!(theirs("1"), Theirs::Starting);
         assert_eq!(theirs("3"), Theirs::Ready(endpoint));
         assert_eq!(theirs("4"), Theirs::Ready(endpoint));
