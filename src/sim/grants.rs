@@ -136,6 +136,12 @@ impl Grants {
         self.entries.retain(|(dom, _), entry| *dom != owner.0 || entry.readers + entry.writers > 0);
     }
 
+    /// How many mappings the driver domain holds.
+    #[must_use]
+    pub fn mapped(&self) -> usize {
+        self.mappings.len()
+    }
+
     /// How many mappings the driver domain holds of a domain's pages.
     #[must_use]
     pub fn mapped_from(&self, dom: DomId) -> usize {

@@ -162,8 +162,11 @@ impl Lent {
 
     /// What flushes have promised to a guest must survive a power cut, if it has its disk here.
     pub fn check_promises(&self, machine: &mut Machine, frontend: &mut Frontend) {
+        if !frontend.has_promises() {
+            return;
+        }
+        let Some((_, disk, first)) = self.extent(frontend.target()) else { return };
         for (sector, stamp) in frontend.take_promises() {
-            let Some((_, disk, first)) = self.extent(frontend.target()) else { return };
             let (block, range) = place(disk, first, sector);
             if disk.read_safe(block)[range] != content(sector, stamp) {
                 machine.violated(Violation::NotDurable { guest: frontend.guest(), sector });

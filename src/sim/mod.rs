@@ -22,6 +22,7 @@ pub mod toolstack;
 pub mod tree;
 pub mod world;
 pub mod xenstored;
+mod xl;
 
 use crate::units::BusAddr;
 

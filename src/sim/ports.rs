@@ -4,7 +4,7 @@
 use core::time::Duration;
 use std::collections::BTreeMap;
 
-use super::machine::{DOM0, DRIVER};
+use super::machine::DRIVER;
 use super::rng::Rng;
 use crate::units::{DomId, Instant, Pirq, Port};
 
@@ -37,7 +37,7 @@ pub struct Ports {
     ends: BTreeMap<(DomId, Port), End>,
     /// Ports a domain may have: Xen's `max_event_channels`, and port 0 is never used.
     pub limit: u32,
-    /// How often an end of a guest became pending.
+    /// How often an end of another domain than the driver domain became pending.
     events: u64,
 }
 
@@ -143,7 +143,7 @@ impl Ports {
         (!pending.is_empty()).then(|| pending[rng.index(pending.len())])
     }
 
-    /// How often an end of a guest became pending so far.
+    /// How often an end of another domain than the driver domain became pending so far.
     #[must_use]
     pub fn events(&self) -> u64 {
         self.events
@@ -169,7 +169,7 @@ impl Ports {
     fn set_pending(&mut self, owner: DomId, port: Port, noticed: Instant) {
         if let Some(end) = self.ends.get_mut(&(owner, port)) {
             end.pending.get_or_insert(noticed);
-            self.events += u64::from(owner != DOM0 && owner != DRIVER);
+            self.events += u64::from(owner != DRIVER);
         }
     }
 }

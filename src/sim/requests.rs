@@ -35,6 +35,8 @@ pub struct Load {
     pub depth: usize,
     /// How long it waits for an answer before that is a violation.
     pub patience: Duration,
+    /// Whether it writes, too.
+    pub writes: bool,
     /// Whether good requests may be answered with an error: the disk or Xen was told to fail.
     pub may_fail: bool,
 }
@@ -44,7 +46,7 @@ impl Load {
     #[must_use]
     pub const fn new(first: u64, sectors: u64, requests: u32) -> Self {
         let patience = Duration::from_secs(5);
-        Self { first, sectors, requests, depth: 32, patience, may_fail: false }
+        Self { first, sectors, requests, depth: 32, patience, writes: true, may_fail: false }
     }
 }
 
@@ -90,6 +92,7 @@ impl Request {
     ) -> Option<Self> {
         let operation =
             [READ, READ, READ, READ, WRITE, WRITE, WRITE, WRITE, WRITE, FLUSH][machine.rng.index(10)];
+        let operation = if operation == WRITE && !load.writes { READ } else { operation };
         let shapes = if operation == FLUSH { Vec::new() } else { shapes(machine, load.sectors) };
         let count = shapes.iter().map(|shape| u64::from(shape.last - shape.first) + 1).sum();
         let sector = load.first + machine.rng.within(0..load.sectors - count + 1);
@@ -101,11 +104,7 @@ impl Request {
         let segments = segments(machine, guest, &shapes, operation == WRITE);
         let (id, since) = (machine.rng.bits(), machine.now);
         let request = Self { id, operation, sector, segments, stamp, since, promised };
-        if operation == WRITE {
-            request.each_sector(machine, |machine, sector, mfn, offset| {
-                machine.memory.frame(mfn).write(offset, &content(sector, stamp));
-            });
-        }
+        request.write_content(machine);
         Some(request)
     }
 
@@ -177,20 +176,40 @@ impl Request {
         BTreeMap::new()
     }
 
-    /// Gives it up unanswered: the device is gone. `unmapped` says that we must be, too.
-    pub fn abandon(self, machine: &mut Machine, guest: DomId, unmapped: bool, shadow: &mut Shadow) {
-        self.revoke(machine, guest, unmapped);
-        self.release(machine, guest);
-        self.forget(shadow);
+    /// The same request once more, in pages of its own: the guest was restored, or its ring is new.
+    /// What this one promised goes over to the new one.
+    #[must_use]
+    pub fn again(&mut self, machine: &mut Machine, guest: DomId) -> Self {
+        let shapes = self.segments.iter().map(|segment| Shape {
+            first: segment.first,
+            last: segment.last,
+            same_page: false,
+        });
+        let segments = segments(machine, guest, &shapes.collect::<Vec<_>>(), self.operation == WRITE);
+        let promised = core::mem::take(&mut self.promised);
+        let request = Self { id: machine.rng.bits(), segments, since: machine.now, promised, ..*self };
+        request.write_content(machine);
+        request
     }
 
-    /// The guest stopped while it was in flight, and leaves everything as it is.
-    pub fn forget(self, shadow: &mut Shadow) {
+    /// The guest was paused for so long.
+    pub fn excuse(&mut self, pause: Duration) {
+        self.since = self.since + pause;
+    }
+
+    /// It will never be answered: what it did, or will still do, is not known.
+    pub fn forget(&mut self, shadow: &mut Shadow) {
         match self.operation {
             WRITE => shadow.unsettled(self.sector, self.count()),
-            FLUSH => shadow.still_volatile(self.promised),
+            FLUSH => shadow.still_volatile(core::mem::take(&mut self.promised)),
             _ => {}
         }
+    }
+
+    /// Takes the pages back of one that was given up; `unmapped` says that we must have let go.
+    pub fn give_back(self, machine: &mut Machine, guest: DomId, unmapped: bool) {
+        self.revoke(machine, guest, unmapped);
+        self.release(machine, guest);
     }
 
     fn count(&self) -> u64 {
@@ -210,6 +229,14 @@ impl Request {
                 act(machine, sector, segment.mfn, segment.offset() + i as usize * SECTOR_SIZE);
                 sector += 1;
             }
+        }
+    }
+
+    fn write_content(&self, machine: &mut Machine) {
+        if self.operation == WRITE {
+            self.each_sector(machine, |machine, sector, mfn, offset| {
+                machine.memory.frame(mfn).write(offset, &content(sector, self.stamp));
+            });
         }
     }
 

@@ -145,7 +145,12 @@ impl Tree {
     /// How many nodes count in a domain's quota.
     #[must_use]
     pub fn owned(&self, who: DomId) -> usize {
-        self.nodes.values().filter(|node| node.perms.owner == who).count()
+        self.paths_owned(who).count()
+    }
+
+    /// The paths of those.
+    pub fn paths_owned(&self, who: DomId) -> impl Iterator<Item = &str> {
+        self.nodes.iter().filter(move |(_, node)| node.perms.owner == who).map(|(path, _)| &**path)
     }
 
     /// How often the tree has changed.

@@ -14,9 +14,7 @@ use super::frontend::Frontend;
 use super::lent::Lent;
 use super::machine::{DOM0, DRIVER, Machine, Violation};
 use super::memory::bus;
-use super::requests::Load;
-use super::shadow::Shadow;
-use super::toolstack::{self, Disk, JobId, Toolstack};
+use super::toolstack::{self, JobId, Toolstack};
 use super::xenstored::{self, Flavour, Xenstored};
 use crate::hal::MmioRegion;
 use crate::limits;
@@ -24,8 +22,8 @@ use crate::mem::private::PrivatePage;
 use crate::mem::{SharedPage, hook};
 use crate::units::{BusAddr, DomId, Instant, Port};
 
-/// The longest that the image puts something off by itself: the second after a detach.
-const LINGER: Duration = Duration::from_secs(2);
+/// The longest that the image puts something off by itself: a frontend that starts again and again.
+const LINGER: Duration = Duration::from_secs(7);
 
 /// What looking at the clock, or at a register, takes at most, in nanoseconds.
 const TICK: u64 = 1_000;
@@ -78,8 +76,13 @@ pub struct State {
     pub failing_maps: u32,
     /// The deadline of the image's last sleep; none, when only an event could end it.
     pub slept_until: Option<Instant>,
+    /// A guest whose mappings of data do not fail.
+    pub spared: Option<DomId>,
+    /// The domain that was created last, of those whose numbers are not a test's choice.
+    pub(super) last_domain: DomId,
     store: (BusAddr, Port),
     script: Vec<Cue>,
+    follow_ups: Vec<FollowUp>,
 }
 
 /// Something that a test does to the world at a time.
@@ -91,6 +94,18 @@ struct Cue {
 impl core::fmt::Debug for Cue {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "Cue at {:?}", self.at)
+    }
+}
+
+/// What is done when the toolstack is done with its jobs.
+struct FollowUp {
+    jobs: Vec<JobId>,
+    act: Box<dyn FnOnce(&mut State)>,
+}
+
+impl core::fmt::Debug for FollowUp {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "FollowUp of {:?}", self.jobs)
     }
 }
 
@@ -117,40 +132,33 @@ impl State {
             private: Vec::new(),
             failing_maps: 0,
             slept_until: None,
+            spared: None,
+            last_domain: DomId(99),
             store: (bus(mfn), port),
             script: Vec::new(),
+            follow_ups: Vec::new(),
         }
-    }
-
-    /// A new guest, without disks.
-    pub fn create_guest(&mut self, guest: DomId) {
-        toolstack::create_guest(&mut self.machine, guest);
-    }
-
-    /// `xl block-attach`: the guest's driver finds the device and puts the load on it. `shadow` is
-    /// what was written to the disk before. Returns the job and the place in [`State::frontends`].
-    pub fn attach(&mut self, disk: &Disk, load: Load, shadow: Shadow) -> (JobId, usize) {
-        let job = self.toolstack.attach(&mut self.machine, disk);
-        self.frontends.push(Frontend::new(disk, load, shadow));
-        (job, self.frontends.len() - 1)
-    }
-
-    /// `xl block-detach`, with or without `--force`.
-    pub fn detach(&mut self, guest: DomId, dev: u32, force: bool) -> JobId {
-        self.toolstack.detach(&mut self.machine, guest, dev, force)
-    }
-
-    /// `xl destroy`.
-    pub fn destroy(&mut self, guest: DomId) -> Vec<JobId> {
-        for frontend in self.frontends.iter_mut().filter(|frontend| frontend.guest() == guest) {
-            frontend.vanish();
-        }
-        self.toolstack.destroy(&mut self.machine, guest)
     }
 
     /// Does something to the world when the time comes, in the middle of what the image does.
     pub fn at(&mut self, at: Instant, act: impl FnOnce(&mut Self) + 'static) {
         self.script.push(Cue { at, act: Box::new(act) });
+    }
+
+    /// Does something when all these jobs are over, however they ended.
+    pub fn after(&mut self, jobs: &[JobId], act: impl FnOnce(&mut Self) + 'static) {
+        self.follow_ups.push(FollowUp { jobs: jobs.to_vec(), act: Box::new(act) });
+        self.follow_up();
+    }
+
+    fn follow_up(&mut self) {
+        let toolstack = &self.toolstack;
+        let over = |job: &JobId| toolstack.outcome(*job).is_some();
+        let ready = self.follow_ups.extract_if(.., |next| next.jobs.iter().all(over));
+        for next in ready.collect::<Vec<_>>() {
+            (next.act)(self);
+            self.calm = None;
+        }
     }
 
     /// When anybody acts next.
@@ -175,6 +183,7 @@ impl State {
         }
         if due(self.toolstack.next_event()) {
             self.toolstack.step(&mut self.machine);
+            self.follow_up();
         }
         if due(self.lent.next_event(&self.machine)) {
             self.lent.step(&mut self.machine);

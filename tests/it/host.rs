@@ -54,7 +54,7 @@ pub(crate) fn attach(world: &World, guest: u16, target: &str, load: Load) -> (Jo
 
 /// xvdb of a guest.
 pub(crate) fn disk(guest: u16, target: &str) -> Disk {
-    Disk { guest: DomId(guest), dev: DEV, target: target.into(), readonly: false }
+    Disk::new(DomId(guest), DEV, target)
 }
 
 /// Boots the image, with every disk opaque that has no partition table, and lets it run until nobody

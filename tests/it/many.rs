@@ -38,7 +38,7 @@ fn disk(guest: u16, disk: u16) -> (Disk, Load) {
     let (place, partition) = (number / PARTITIONS, number % PARTITIONS + 1);
     let target = format!("/dev/nvme{}n{}p{partition}", place / 2, place % 2 + 1);
     let (guest, dev) = (DomId(FIRST_GUEST + guest), 51712 + 16 * u32::from(disk));
-    (Disk { guest, dev, target, readonly: false }, Load::new(0, 2048, 4))
+    (Disk::new(guest, dev, &target), Load::new(0, 2048, 4))
 }
 
 /// What a domain has that could be left behind.

@@ -22,7 +22,7 @@ const DEV: u32 = 51728;
 fn run(seed: u64, mistake: Mistake) -> (World, Result<(), Violation>) {
     let mut world = World::new(seed, Flavour::Oxenstored);
     world.state().create_guest(GUEST);
-    let disk = Disk { guest: GUEST, dev: DEV, target: "/dev/nvme0n1".into(), readonly: false };
+    let disk = Disk::new(GUEST, DEV, "/dev/nvme0n1");
     let (job, frontend) = world.state().attach(&disk, Load::new(0, 4000, 400), Shadow::default());
     let mut toy = Toy::new(GUEST, DEV, mistake);
     let result = world.run(|world| toy.turn(world)).map_err(|(_, violation)| violation);
@@ -118,7 +118,7 @@ fn a_backend_that_connects_too_early_fails_the_attach() {
     let timed_out = (0..20).filter(|seed| {
         let mut world = World::new(*seed, Flavour::Oxenstored);
         world.state().create_guest(GUEST);
-        let disk = Disk { guest: GUEST, dev: DEV, target: "/dev/nvme0n1".into(), readonly: false };
+        let disk = Disk::new(GUEST, DEV, "/dev/nvme0n1");
         let (job, _) = world.state().attach(&disk, Load::new(0, 4000, 10), Shadow::default());
         let mut toy = Toy::new(GUEST, DEV, Mistake::SkipsInitWait);
         assert_eq!(world.run(|world| toy.turn(world)), Ok(()));

@@ -67,6 +67,12 @@ impl Disk {
         bytes.map_or_else(|| vec![0; self.block_size], |bytes| bytes.to_vec())
     }
 
+    /// Whether a power cut would take nothing.
+    #[must_use]
+    pub fn is_safe(&self) -> bool {
+        self.cached.is_empty()
+    }
+
     /// Writes whole blocks from `first` on.
     pub fn write(&mut self, first: u64, data: &[u8]) {
         let blocks = if self.volatile_cache { &mut self.cached } else { &mut self.safe };
