@@ -3,6 +3,7 @@
 use platter::domain::{Domain, End, Tables, Turn};
 use platter::hal::Clock as _;
 use platter::options::Options;
+use platter::sim::frontend::Frontend;
 use platter::sim::nvme::{Settings, Shape};
 use platter::sim::requests::Load;
 use platter::sim::shadow::Shadow;
@@ -11,6 +12,8 @@ use platter::sim::toolstack::{Disk, JobId, Outcome};
 use platter::sim::world::{Pace, World};
 use platter::sim::xenstored::Flavour;
 use platter::units::DomId;
+
+use crate::journal::note;
 
 /// xvdb, the device that every guest gets.
 pub(crate) const DEV: u32 = 51728;
@@ -86,6 +89,7 @@ pub(crate) fn run_with(
             }
         });
         if let Err((at, violation)) = result {
+            note_frontends(world);
             panic!("{violation}, at {at:?}");
         }
         if end.is_some() || !next(world, act) {
@@ -93,9 +97,27 @@ pub(crate) fn run_with(
         }
     }
     let mut state = world.state();
+    if end.is_some() {
+        // Nobody learns what was done last.
+        state.frontends.iter_mut().for_each(Frontend::vanish);
+    }
     state.check_disks();
     assert_eq!(state.machine.violations().first(), None);
     end
+}
+
+/// Where the guests are with their disks.
+pub(crate) fn note_frontends(world: &World) {
+    for frontend in world.state().frontends.iter().filter(|frontend| frontend.is_alive()) {
+        let (disk, (answered, waiting)) = (frontend.disk(), frontend.answered());
+        note(format_args!(
+            "{}/{} {} is {:?}: {answered} answers, {waiting} to come",
+            disk.guest,
+            disk.dev,
+            disk.target,
+            frontend.stage()
+        ));
+    }
 }
 
 /// Asserts what became of a job.

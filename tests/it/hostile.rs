@@ -16,6 +16,7 @@ use platter::sim::world::{State, World};
 use platter::units::{DomId, GrantRef, Instant};
 
 use crate::host::{DEV, SECTORS, add_nvme, attach, disk, partitioned, run, world};
+use crate::journal::Journal;
 use crate::rogue::{FLUSH, READ, Rogue};
 
 const DONE: bool = false;
@@ -207,8 +208,10 @@ fn toggle(rogue: Rogue, state: &mut State, end: Instant, seen: Rc<RefCell<Vec<St
 fn a_frontend_that_starts_again_at_full_speed_is_put_off_and_nobody_else() {
     for seed in 0..2 {
         let mut world = world(seed);
+        let journal = Journal::new("cargo test --features sim --test it hostile".into());
         let (_, rogue) = Rogue::attach(&world, 5, "/dev/nvme0n1");
-        let (_, calm) = attach(&world, 6, "/dev/nvme0n2", Load::new(0, SECTORS, 300));
+        let load = Load { patience: Duration::from_millis(20), ..Load::new(0, SECTORS, 300) };
+        let (_, calm) = attach(&world, 6, "/dev/nvme0n2", load);
         let end = world.state().machine.now + Duration::from_secs(60);
         let seen = Rc::new(RefCell::new(Vec::new()));
         toggle(rogue, &mut world.state(), end, Rc::clone(&seen));
@@ -216,6 +219,8 @@ fn a_frontend_that_starts_again_at_full_speed_is_put_off_and_nobody_else() {
         assert_eq!(answered(&world, calm), (300, 0), "seed {seed}");
         // Offers wait longer each time, up to 6.4 s: a minute has 13, of at most four changes each.
         assert!((20..=52).contains(&seen.borrow().len()), "seed {seed}: {seen:?}");
+        let lines = journal.count("vbd 5/");
+        assert!((20..=65).contains(&lines), "seed {seed}: {lines}");
     }
 }
 

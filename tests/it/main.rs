@@ -1,8 +1,12 @@
 //! Host integration tests.
 
+mod cycle;
 mod host;
 mod hostile;
 mod hotplug;
+mod journal;
+mod left;
+mod life;
 mod many;
 mod oracles;
 mod recovery;

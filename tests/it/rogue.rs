@@ -6,7 +6,7 @@ use core::time::Duration;
 use platter::mem::frame::Frame;
 use platter::sim::frontend::{back_path, front_path};
 use platter::sim::machine::{DRIVER, Machine};
-use platter::sim::toolstack::JobId;
+use platter::sim::toolstack::{Disk, JobId};
 use platter::sim::world::{State, World};
 use platter::units::{DomId, GrantRef, Port};
 
@@ -37,11 +37,15 @@ pub(crate) struct Rogue {
 impl Rogue {
     /// Attaches a disk to a new guest. It has a ring, which it shows to nobody.
     pub(crate) fn attach(world: &World, guest: u16, target: &str) -> (JobId, Self) {
+        Self::attach_as(world, &disk(guest, target))
+    }
+
+    /// The same with a disk of any kind.
+    pub(crate) fn attach_as(world: &World, disk: &Disk) -> (JobId, Self) {
         let mut state = world.state();
         let state = &mut *state;
-        let disk = disk(guest, target);
         state.create_guest(disk.guest);
-        let job = state.toolstack.attach(&mut state.machine, &disk);
+        let job = state.toolstack.attach(&mut state.machine, disk);
         let mfn = state.machine.memory.take();
         let gref = state.machine.grants.offer(disk.guest, DRIVER, mfn, false);
         let port = state.machine.ports.open(disk.guest, DRIVER).expect("a guest has ports");
