@@ -176,17 +176,21 @@ impl Io {
     /// Takes what the controllers have completed.
     fn complete(&mut self, hal: &mut impl Hal, now: Instant, disks: &mut Disks, vbds: &mut Vbds) -> bool {
         let mut progress = false;
-        for (disk, flushes) in disks.iter_mut().zip(&mut self.flushes) {
+        for (controller, disk) in disks.iter_mut().enumerate() {
             let Some(disk) = disk else { continue };
             progress |= disk.turn(hal, now, &mut self.done);
             for completion in &self.done {
                 match completion.token {
                     OUR_FLUSH => {
-                        *flushes -= 1;
+                        self.flushes[controller] -= 1;
                         continue;
                     }
                     OUR_READ => {
-                        self.read = OurRead::Ended(completion.result);
+                        // One that is not waited for any more ends when its controller is kept from
+                        // memory, and another controller's may be under way by then.
+                        if self.read == OurRead::UnderWay(controller) {
+                            self.read = OurRead::Ended(completion.result);
+                        }
                         continue;
                     }
                     Token(_) => {}
