@@ -122,6 +122,7 @@ impl Reader {
     }
 
     fn take_master(&mut self, bytes: Option<&[u8]>, volumes: &mut Volumes) -> State {
+        volumes.set_unread(Some(self.disk));
         let Some(bytes) = bytes else {
             log::warn!("{}: its first block cannot be read: no partitions of it are served", self.disk);
             return State::Done;
@@ -275,6 +276,7 @@ impl Reader {
         for record in self.records.iter().filter_map(|at| self.whole.part(*at, Block(1))) {
             volumes.protect(&record);
         }
+        volumes.set_unread(None);
         for (partition, state) in volumes.partitions(self.disk) {
             let Partition { name, uuid, label, range } = partition;
             match state.and(range.ok_or(Unusable::Outside)) {

@@ -103,6 +103,8 @@ impl Partition {
 pub enum Unusable {
     /// Its disk cannot be served, or is gone.
     Disk(&'static str),
+    /// The rest of its table is still to be read, and may say otherwise.
+    Unread,
     /// It has no blocks, or some that no partition of its table can have.
     Outside,
     /// It covers a part of the table that describes it.
@@ -115,6 +117,7 @@ impl fmt::Display for Unusable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Disk(reason) => f.write_str(reason),
+            Self::Unread => f.write_str("its partition table is still being read"),
             Self::Outside => f.write_str("its blocks are not within those for partitions"),
             Self::Table => f.write_str("it covers the partition table"),
             Self::Overlaps(other) => write!(f, "it overlaps {other}"),
@@ -166,6 +169,8 @@ pub struct NoRoom;
 pub struct Volumes {
     disks: Vec<Disk, { limits::DISKS }>,
     partitions: Vec<(Partition, Result<(), Unusable>), { limits::PARTITIONS }>,
+    /// The disk whose table is being read: all of it is checked before any of it is believed.
+    unread: Option<DiskIndex>,
     /// By controller: why its volumes are gone.
     gone: [Option<&'static str>; limits::CONTROLLERS],
     /// Why there is nothing to serve, where that is known.
@@ -176,7 +181,13 @@ impl Volumes {
     /// No volumes.
     #[must_use]
     pub const fn new() -> Self {
-        Self { disks: Vec::new(), partitions: Vec::new(), gone: [None; limits::CONTROLLERS], nothing: None }
+        Self {
+            disks: Vec::new(),
+            partitions: Vec::new(),
+            unread: None,
+            gone: [None; limits::CONTROLLERS],
+            nothing: None,
+        }
     }
 
     /// Says why there is nothing to serve, for as long as that is so.
@@ -207,6 +218,11 @@ impl Volumes {
         }
         // There is room for as many as there are indexes.
         let _ = self.disks.push(disk);
+    }
+
+    /// The table of this disk, or of none, is being read now: its partitions are not used meanwhile.
+    pub fn set_unread(&mut self, disk: Option<DiskIndex>) {
+        self.unread = disk;
     }
 
     /// Adds a partition of a disk that was added. What overlaps is not to be used, on either side.
@@ -290,11 +306,13 @@ impl Volumes {
                 let volume = disk.volume.map_err(Unusable::Disk);
                 (VolumeName { disk: disk.index, partition: None }, here().and(volume))
             });
+            let is_unread = self.unread == Some(disk.index);
+            let read = move || if is_unread { Err(Unusable::Unread) } else { Ok(()) };
             let partitions = self.partitions(disk.index);
             let parts = partitions.filter(move |(partition, _)| partition.is(name, disk));
             whole.into_iter().chain(parts.map(move |(partition, state)| {
                 let range = partition.range.ok_or(Unusable::Outside);
-                (partition.name, here().and(state).and(range))
+                (partition.name, here().and(read()).and(state).and(range))
             }))
         })
     }

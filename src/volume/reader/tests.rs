@@ -53,6 +53,8 @@ impl Bench {
             let data: Vec<u8> = wanted.clone().flat_map(block).collect();
             self.read.extend(wanted);
             reader.take(can_be_read.then_some(&data), &mut self.volumes);
+            let is_used = |number| self.volumes.find(&format!("nvme0n1p{number}"), false).is_ok();
+            assert!(reader.wants().is_none() || !(1..10).any(is_used), "used before all was read");
             assert!(self.read.len() < 20_000, "it reads without end");
         }
         self
