@@ -271,6 +271,8 @@ impl Vbd {
                 let found = barred.and_then(|()| resolve(self.id, &ours.wish, volumes, others));
                 match found.and_then(|found| self.reserve.fill(hal).map(|()| found).map_err(Refusal::Short)) {
                     Ok((name, volume)) => {
+                        // It may have been refused before, and looked at again since.
+                        (self.complaint, self.complaint_waits) = (None, false);
                         self.served = Some(Served { name, volume, wish: ours.wish });
                         let task = if self.watching { Task::Offer } else { Task::Subscribe };
                         self.state = State::Doing(task);
@@ -393,6 +395,8 @@ impl Vbd {
     /// Takes no more requests, and goes on when none is in flight.
     fn drain(&mut self, then: Then) {
         self.stop();
+        // Whoever removed the nodes that a reason waited for.
+        self.complaint_waits = false;
         self.state = State::Draining { then };
     }
 

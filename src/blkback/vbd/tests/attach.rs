@@ -318,6 +318,46 @@ fn a_reason_that_finds_no_room_keeps_no_device() {
     world.assert_over();
 }
 
+/// A device that was refused for want of nodes, with no node for the reason either.
+fn refused_without_a_node() -> World {
+    let mut world = World::new();
+    world.attach("nvme0n1", "w");
+    world.most_nodes = world.nodes.len();
+    while world.vbd.due() != Some(Errand::Task(Task::RemoveRefused)) {
+        assert!(world.step());
+    }
+    assert_eq!(world.trace(), []);
+    world
+}
+
+#[test]
+fn a_reason_that_waits_for_room_keeps_no_device_that_is_removed() {
+    let mut world = refused_without_a_node();
+    world.remove(HOME);
+    world.remove(FRONT);
+    world.run();
+    world.assert_over();
+}
+
+#[test]
+fn a_reason_that_waits_for_room_is_none_when_the_device_is_served_after_all() {
+    // Looked at again, and attached anew.
+    for anew in [false, true] {
+        let mut world = refused_without_a_node();
+        world.most_nodes = usize::MAX;
+        if anew {
+            world.attach("nvme0n1", "w")
+        } else {
+            world.vbd.notice()
+        }
+        world.run();
+        assert_eq!(world.trace().last(), Some(&(0, "2")));
+        world.detach();
+        world.run_until(5000);
+        world.assert_over();
+    }
+}
+
 #[test]
 fn what_was_reserved_when_it_was_offered_serves_every_connection() {
     let mut world = World::connected();
