@@ -409,12 +409,13 @@ impl Vbd {
             self.state = match then {
                 Then::Close => State::Doing(Task::AnnounceClosed),
                 Then::Offer => State::Doing(Task::Offer),
-                Then::Start => {
-                    self.served = None;
-                    State::Found
-                }
+                Then::Start => State::Found,
                 Then::Leave => State::Doing(Task::Unsubscribe),
             };
+            // What is not ours any more is not to be held again by a look at our directory.
+            if matches!(then, Then::Start | Then::Leave) {
+                self.served = None;
+            }
         }
         if self.state == State::Doing(Task::Unsubscribe) && !self.watching && self.complaint.is_none() {
             // A notice since the directory went may be of one that was made anew.

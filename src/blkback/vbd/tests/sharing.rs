@@ -98,6 +98,23 @@ fn a_volume_is_held_until_the_device_is_closed_for_good() {
 }
 
 #[test]
+fn what_others_may_have_is_not_held_again_on_the_way_out() {
+    let mut world = World::connected();
+    world.detach();
+    world.set(FRONT, "state", "6");
+    world.run();
+    world.now = world.vbd.deadline().expect("it lingers");
+    // Its own removal is a change of its directory, which it looks at.
+    while !world.vbd.is_finished() {
+        assert_eq!(world.vbd.hold(), None);
+        world.vbd.turn(world.now, &mut world.machine);
+        assert_eq!(world.vbd.hold(), None);
+        world.step();
+    }
+    world.assert_over();
+}
+
+#[test]
 fn at_no_step_of_a_life_is_a_connection_without_its_volume() {
     for steps in 0..40 {
         let mut world = World::new();
