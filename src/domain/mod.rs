@@ -233,15 +233,16 @@ impl<'a> Domain<'a> {
         if self.start == Start::Devices {
             return None;
         }
+        // Before anybody leaves the next reason.
+        if let Some(job) = self.errors.next_job() {
+            return Some((Speaker::Errors, job));
+        }
         // Before the next walk, which would find the next one.
         if let Some(foreign) = &self.foreign {
             return Some((Speaker::Foreign, foreign.job()));
         }
         if let Some(job) = self.scan.next_job() {
             return Some((Speaker::Scan, job));
-        }
-        if let Some(job) = self.errors.next_job() {
-            return Some((Speaker::Errors, job));
         }
         let Tables { vbds, due, .. } = &mut *self.tables;
         for index in due.from(self.cursor) {

@@ -6,6 +6,7 @@ use core::time::Duration;
 use std::rc::Rc;
 
 use platter::domain::End;
+use platter::limits;
 use platter::sim::frontend::{Stage, back_path, front_path};
 use platter::sim::machine::DRIVER;
 use platter::sim::requests::Load;
@@ -124,6 +125,22 @@ fn devices_for_other_backends_are_refused_at_once() {
         assert_outcome(&world, job, Outcome::Done);
         assert_eq!(answered(&world, frontend), (50, 0), "seed {seed}");
     }
+}
+
+#[test]
+fn reasons_for_a_crowd_do_not_use_the_quota_up() {
+    let mut world = world(1);
+    for guest in 5..45 {
+        let directory = format!("/local/domain/3/backend/qdisk/{guest}/51728");
+        let mut state = world.state();
+        let perms = Perms { owner: DRIVER, reader: DomId(guest) };
+        state.machine.tree.write_for(&directory, "", perms);
+        state.machine.tree.write(&format!("{directory}/state"), 1);
+    }
+    run(&mut world, |_, _| DONE);
+    let tree = &world.state().machine.tree;
+    assert!(!tree.exists("/local/domain/3/backend/qdisk/44/51728"), "refused");
+    assert_eq!(tree.children("/local/domain/3/error/backend/qdisk").len(), limits::ERRORS);
 }
 
 #[test]
