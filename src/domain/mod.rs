@@ -384,7 +384,7 @@ impl<'a> Domain<'a> {
     fn devices_turn(&mut self, hal: &mut impl Hal, now: Instant) -> bool {
         let mut progress = self.controllers_turn(hal, now);
         let Tables { disks, volumes, io, .. } = &mut *self.tables;
-        progress |= self.survey.turn(hal, disks, volumes, io, &self.options);
+        progress |= self.survey.turn(hal, now, disks, volumes, io, &self.options);
         if self.start == Start::Devices && self.pci.settled() && self.disks_settled() && self.home.is_set_up()
         {
             self.start = Start::Ready;

@@ -2,14 +2,20 @@
 //! and reads its partition table, unless it is one that belongs to guests whole. One block or page at
 //! a time, and never waiting: `io` carries the reads, `volume` knows what is to be read.
 
+use core::time::Duration;
+
 use super::io::{Disks, Io};
 use crate::drivers::{Disk, Status};
 use crate::hal::{DmaPage, Memory};
 use crate::limits;
 use crate::options::Options;
-use crate::units::{PAGE_SIZE, Span};
+use crate::units::{Instant, PAGE_SIZE, Span};
 use crate::volume::reader::{Extent, Reader};
 use crate::volume::{self, DiskIndex, Volume, Volumes};
+
+/// How long the tables of one controller's disks may take together: others' are read after them, and
+/// the first start waits for all. A single command that is lost takes half of it.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How far it is.
 pub(super) struct Survey {
@@ -17,6 +23,8 @@ pub(super) struct Survey {
     seen: [bool; limits::CONTROLLERS],
     /// The disk that is looked at, or is next.
     next: Option<DiskIndex>,
+    /// When the controller of that disk has used its time up.
+    until: Instant,
     reading: Option<Reading>,
     /// Pages that failed controllers may still write to.
     stranded: [Option<DmaPage>; limits::CONTROLLERS],
@@ -35,6 +43,7 @@ impl Survey {
         Self {
             seen: [false; limits::CONTROLLERS],
             next: None,
+            until: Instant(0),
             reading: None,
             stranded: [const { None }; limits::CONTROLLERS],
         }
@@ -68,6 +77,7 @@ impl Survey {
     pub(super) fn turn(
         &mut self,
         hal: &mut impl Memory,
+        now: Instant,
         disks: &mut Disks,
         volumes: &mut Volumes,
         io: &mut Io,
@@ -79,6 +89,7 @@ impl Survey {
                 self.seen[controller] = true;
                 add_disks(controller, disks, volumes, options);
                 self.next = Some(DiskIndex { controller, namespace: 0 });
+                self.until = now + PATIENCE;
             }
             return unseen.is_some();
         };
@@ -87,12 +98,11 @@ impl Survey {
             return true;
         };
         if disks[place.controller].as_ref().is_none_or(Disk::has_failed) {
-            log::warn!("{place}: its controller failed while its partition table was read");
-            // The page may still be written to.
-            self.stranded[place.controller] = self.reading.take().map(|reading| reading.page);
-            io.forget_read();
-            volumes.remove_partitions(place);
-            self.advance(place);
+            self.give_up(place, "its controller has failed", hal, volumes, io);
+            return true;
+        }
+        if now >= self.until && reading.has_more_to_ask() {
+            self.give_up(place, "its controller takes too long", hal, volumes, io);
             return true;
         }
         match reading.step(place, disks, volumes, io) {
@@ -132,6 +142,30 @@ impl Survey {
         self.advance(place);
     }
 
+    /// Leaves the rest of this disk's table, and those of its controller's other disks.
+    fn give_up(
+        &mut self,
+        place: DiskIndex,
+        reason: &str,
+        hal: &mut impl Memory,
+        volumes: &mut Volumes,
+        io: &mut Io,
+    ) {
+        log::warn!("{place}: {reason}: no partitions of it, or of the disks after it, are served");
+        volumes.remove_partitions(place);
+        volumes.set_unread(None);
+        self.next = None;
+        match self.reading.take() {
+            // The page may still be written to.
+            Some(Reading { page, asked: Some(_), .. }) => {
+                io.forget_read();
+                self.stranded[place.controller] = Some(page);
+            }
+            Some(Reading { page, asked: None, .. }) => hal.return_page(page),
+            None => {}
+        }
+    }
+
     fn advance(&mut self, place: DiskIndex) {
         self.next = Some(DiskIndex { namespace: place.namespace + 1, ..place });
     }
@@ -144,6 +178,11 @@ enum Step {
 }
 
 impl Reading {
+    /// Whether something is still to be read, and nothing is being read.
+    fn has_more_to_ask(&self) -> bool {
+        self.asked.is_none() && self.reader.wants().is_some()
+    }
+
     fn step(&mut self, place: DiskIndex, disks: &mut Disks, volumes: &mut Volumes, io: &mut Io) -> Step {
         if let Some(extent) = self.asked {
             let Some(result) = io.take_read() else { return Step::Waits };

@@ -10,6 +10,7 @@ use platter::sim::machine::DRIVER;
 use platter::sim::nvme::{Settings, Shape};
 use platter::sim::requests::Load;
 use platter::sim::shadow::Shadow;
+use platter::sim::tables::Gpt;
 use platter::sim::toolstack::Outcome;
 use platter::sim::world::{State, World};
 use platter::sim::xenstored::Flavour;
@@ -293,6 +294,33 @@ fn requests_of_a_controller_that_cannot_be_reset_are_answered_when_it_is_kept_fr
         assert_outcome(&world, job.unwrap(), Outcome::Done);
         assert_eq!(world.state().lent.pciback.functions[0].command(), 0b010, "off the bus");
         assert_eq!(world.state().machine.grants.mapped_from(DomId(5)), 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_controller_that_hangs_while_its_tables_are_read_disturbs_no_other_and_keeps_nothing() {
+    for seed in 0..6 {
+        let mut world = partitioned(seed, 4);
+        add_nvme(&world, seed + 1000);
+        let free = world.state().free_pages;
+        world.state().lent.partition(1, 0, &Gpt::equal(512, SECTORS, 4));
+        hang(&mut world.state());
+        // The other's table is being read when this one is kept from memory.
+        world.state().lent.controller(1).slow_down(Duration::from_millis(5)..Duration::from_millis(10));
+        run(&mut world, |world, act| {
+            let state = &mut *world.state();
+            match act {
+                0 => block_attach(state, 5, "/dev/nvme1n1p2", Load::new(0, 4000, 50)),
+                1 => _ = state.detach(DomId(5), DEV, false),
+                2 => pci_detach(state, 0, Manner::Announced),
+                3 => pci_detach(state, 1, Manner::Announced),
+                _ => return DONE,
+            }
+            true
+        });
+        assert_eq!(answered(&world, 0), (50, 0), "seed {seed}");
+        assert_pci(&world, &[Outcome::Done; 2]);
+        assert_eq!(world.state().free_pages, free - 1, "all but the page shared with pciback");
     }
 }
 

@@ -2,12 +2,15 @@
 
 use core::time::Duration;
 
-use platter::sim::frontend::Frontend;
+use platter::sim::frontend::{Frontend, Stage};
+use platter::sim::nvme::Controller;
 use platter::sim::requests::Load;
 use platter::sim::shadow::Shadow;
 use platter::sim::toolstack::Outcome;
+use platter::sim::world::{State, World};
+use platter::units::DomId;
 
-use crate::host::{SECTORS, add_nvme, assert_outcome, attach, disk, run, world};
+use crate::host::{SECTORS, add_nvme, assert_outcome, attach, disk, partitioned, run, world};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -84,6 +87,45 @@ fn a_forgotten_command_fails_its_own_request_and_no_other() {
         let answered = world.state().frontends.iter().map(Frontend::answered).collect::<Vec<_>>();
         assert_eq!(answered, [(1, 0), (4000, 0)], "seed {seed}");
     }
+}
+
+/// Asserts that the doors are open after so long.
+fn ready_within(world: &World, patience: Duration) {
+    let at = world.state().machine.now + patience;
+    world.state().at(at, |state| {
+        assert_eq!(state.machine.tree.text("/local/domain/3/data/ready"), Some("1"));
+    });
+}
+
+/// Makes a controller slow as soon as it is so.
+fn slow_down_when(state: &mut State, is_so: fn(&mut Controller) -> bool, latency: Duration) {
+    if is_so(state.lent.controller(0)) {
+        state.lent.controller(0).slow_down(latency..latency + MILLISECOND);
+    } else {
+        let soon = state.machine.now + MILLISECOND / 20;
+        state.at(soon, move |state| slow_down_when(state, is_so, latency));
+    }
+}
+
+#[test]
+fn a_disk_that_takes_its_time_over_its_table_does_not_take_everybody_elses() {
+    let mut world = partitioned(1, 4);
+    add_nvme(&world, 2);
+    let slow = Duration::from_secs(28);
+    slow_down_when(&mut world.state(), |controller| !controller.reads(0).is_empty(), slow);
+    ready_within(&world, Duration::from_secs(100));
+    run(&mut world, |world, act| {
+        if act == 0 {
+            for (guest, target) in [(5, "/dev/nvme0n1p1"), (6, "/dev/nvme1n1")] {
+                let state = &mut *world.state();
+                state.create_guest(DomId(guest));
+                state.attach(&disk(guest, target), Load::new(0, 4000, 50), Shadow::default());
+            }
+        }
+        act == 0
+    });
+    let stages = world.state().frontends.iter().map(Frontend::stage).collect::<Vec<_>>();
+    assert_eq!(stages, [Stage::Waiting, Stage::Connected]);
 }
 
 #[test]
