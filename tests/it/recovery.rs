@@ -9,6 +9,7 @@ use platter::sim::shadow::Shadow;
 use platter::sim::toolstack::Outcome;
 use platter::sim::world::{State, World};
 use platter::units::DomId;
+use platter::wire::nvme::CSTS;
 
 use crate::host::{SECTORS, add_nvme, assert_outcome, attach, disk, partitioned, run, world};
 
@@ -105,6 +106,16 @@ fn slow_down_when(state: &mut State, is_so: fn(&mut Controller) -> bool, latency
         let soon = state.machine.now + MILLISECOND / 20;
         state.at(soon, move |state| slow_down_when(state, is_so, latency));
     }
+}
+
+#[test]
+fn a_controller_that_takes_its_time_to_start_does_not_take_everybody_elses() {
+    let mut world = world(1);
+    add_nvme(&world, 2);
+    let slow = Duration::from_secs(10);
+    slow_down_when(&mut world.state(), |controller| controller.read32(CSTS) & 1 != 0, slow);
+    ready_within(&world, Duration::from_secs(40));
+    run(&mut world, |_, _| false);
 }
 
 #[test]

@@ -33,7 +33,9 @@ pub(super) enum Setup {
 impl Nvme {
     /// Begins: after a restart what the controller is does not have to be asked again.
     pub(super) fn set_up(&mut self, hal: &mut impl Memory) {
-        self.ask(hal, if self.identified { Setup::QueueCount } else { Setup::NamespaceList });
+        let first = if self.identified { Setup::QueueCount } else { Setup::NamespaceList };
+        // All of it may take as long as one command: the first start of everybody waits for it.
+        self.ask(hal, first, self.now + COMMAND_TIMEOUT);
     }
 
     pub(super) fn await_setup(&mut self, hal: &mut impl Memory, step: Setup, until: Instant) -> bool {
@@ -50,7 +52,7 @@ impl Nvme {
             return entry.is_some() || fault.is_some();
         };
         match self.answered(step, entry.result.map_err(DeviceError::Command)) {
-            Ok(Some(next)) => self.ask(hal, next),
+            Ok(Some(next)) => self.ask(hal, next, until),
             Ok(None) => self.become_ready(hal),
             Err(reason) => {
                 warn!("nvme{}: {step:?}: {reason}", self.index);
@@ -60,7 +62,7 @@ impl Nvme {
         true
     }
 
-    fn ask(&mut self, hal: &mut impl Memory, step: Setup) {
+    fn ask(&mut self, hal: &mut impl Memory, step: Setup, until: Instant) {
         // Never 0xffff, which is reserved (3.3.3.1).
         let id = CommandId((self.admin_command.0 + 1) & 0x7fff);
         let (queue, entries) = (super::IO_QUEUE, self.io.entries());
@@ -86,7 +88,7 @@ impl Nvme {
         self.admin_command = id;
         self.admin.push(submission);
         self.admin.ring(hal, self.registers);
-        self.state = State::SettingUp { step, until: self.now + COMMAND_TIMEOUT };
+        self.state = State::SettingUp { step, until };
     }
 
     /// Takes the answer of a step; returns the next step, or nothing when that was the last.
