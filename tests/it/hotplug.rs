@@ -158,6 +158,35 @@ fn devices_on_their_way_up_are_caught() {
 }
 
 #[test]
+fn a_controller_that_leaves_before_its_disks_were_looked_at_has_none() {
+    let mut world = partitioned(1, 4);
+    add_nvme(&world, 2);
+    at(&world, Duration::from_micros(1), wait_for_the_first_table);
+    run(&mut world, |world, act| {
+        if act == 0 {
+            block_attach(&mut world.state(), 5, "/dev/nvme1n1", Load::new(0, 8, 1));
+        }
+        act == 0
+    });
+    assert_pci(&world, &[Outcome::Done]);
+    assert_eq!(world.state().frontends[0].stage(), Stage::Waiting);
+    assert_eq!(reason(&world, 5), "no volume named \"/dev/nvme1n1\"");
+}
+
+/// While the table of the first controller is read, takes the second one away. The reading ends
+/// while that one still writes its cache out.
+fn wait_for_the_first_table(state: &mut State) {
+    if state.lent.controller(0).reads(0).is_empty() {
+        let soon = state.machine.now + Duration::from_micros(50);
+        return state.at(soon, wait_for_the_first_table);
+    }
+    let latency = |millis| Duration::from_millis(millis)..Duration::from_millis(millis + 1);
+    state.lent.controller(0).slow_down(latency(60));
+    state.lent.controller(1).slow_down(latency(1000));
+    pci_detach(state, 1, Manner::Announced);
+}
+
+#[test]
 fn a_guest_reattaches_and_finds_what_it_wrote() {
     for seed in 0..6 {
         let mut world = world(seed);

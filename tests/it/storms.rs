@@ -128,6 +128,20 @@ fn devices_for_other_backends_are_refused_at_once() {
 }
 
 #[test]
+fn a_device_that_another_backend_serves_is_left_alone() {
+    for state in [2, 4, 6] {
+        let mut world = world(1);
+        let directory = "/local/domain/3/backend/vif/6/0";
+        let perms = Perms { owner: DRIVER, reader: DomId(6) };
+        world.state().machine.tree.write_for(directory, "", perms);
+        world.state().machine.tree.write(&format!("{directory}/state"), state);
+        run(&mut world, |_, _| DONE);
+        let tree = &world.state().machine.tree;
+        assert!(tree.exists(directory) && !tree.exists("/local/domain/3/error/backend/vif"), "{state}");
+    }
+}
+
+#[test]
 fn reasons_for_a_crowd_do_not_use_the_quota_up() {
     let mut world = world(1);
     for guest in 5..45 {

@@ -72,3 +72,27 @@ impl Isolation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Pirq;
+
+    #[test]
+    fn what_the_register_says_when_it_is_read_back_counts() {
+        let reply = |value| Ok(Reply { value, vector: Pirq(0) });
+        let memory = u32::from(COMMAND_MEMORY);
+        let refused = Err(OperationError(-3));
+        for (read_back, isolated) in [
+            (reply(memory), true),
+            (reply(memory | u32::from(COMMAND_BUS_MASTER)), false),
+            (reply(u32::MAX), false),
+            (refused, false),
+        ] {
+            let mut isolation = Isolation::new(Address { segment: 0, bus: 0, slot: 1, function: 0 });
+            assert_eq!(isolation.replied(reply(0)), None, "a write that was answered proves nothing");
+            assert_eq!(isolation.operation(), Operation::Read(register::COMMAND));
+            assert_eq!(isolation.replied(read_back), Some(isolated), "{read_back:?}");
+        }
+    }
+}
