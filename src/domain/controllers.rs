@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(super) type Controllers = [Option<Controller>; limits::CONTROLLERS];
 
 /// What a disk's controller is to Xen and to the toolstack.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Controller {
     address: Address,
     registers: MmioRegion,
@@ -214,7 +214,10 @@ impl Domain<'_> {
         match disk.status() {
             Status::Stopped | Status::Failed(_) if controller.isolation == Isolation::Failed => {
                 controller.stage = Stage::Lost;
-                self.pci.release(controller.address);
+                // Only its memory is still in question: nobody looks at its registers any more.
+                let lost = *controller;
+                self.let_go(hal, &lost);
+                self.pci.release(lost.address);
             }
             Status::Stopped | Status::Failed(_) if disk.must_be_isolated() => return false,
             _ if is_used(vbds, number) || io.is_reading(number, disk) || io.is_flushing(number, disk) => {

@@ -7,7 +7,7 @@ use platter::domain::End;
 use platter::sim::frontend::Stage;
 use platter::sim::lending::Manner;
 use platter::sim::machine::DRIVER;
-use platter::sim::nvme::{Settings, Shape};
+use platter::sim::nvme::{Faults, Settings, Shape};
 use platter::sim::requests::Load;
 use platter::sim::shadow::Shadow;
 use platter::sim::tables::Gpt;
@@ -16,7 +16,7 @@ use platter::sim::world::{State, World};
 use platter::sim::xenstored::Flavour;
 use platter::units::DomId;
 
-use crate::host::{DEV, SECTORS, add_nvme, assert_outcome, attach, disk, partitioned, run, world};
+use crate::host::{DEV, SECTORS, add_nvme, assert_outcome, attach, disk, partitioned, run, run_with, world};
 
 const DONE: bool = false;
 const MANNERS: [Manner; 3] = [Manner::Reset, Manner::CutOff, Manner::Announced];
@@ -372,4 +372,43 @@ fn what_a_controller_may_reach_is_not_given_back_when_pciback_is_silent() {
         });
         assert_eq!(run(&mut world, |_, _| true), Some(End::Poweroff), "it ends all the same");
     }
+}
+
+#[test]
+fn a_controller_comes_again_where_one_was_lost() {
+    let mut world = world(1);
+    let load = Load { may_fail: true, patience: Duration::from_secs(600), ..Load::new(0, 4000, 20_000) };
+    attach(&world, 5, "/dev/nvme0n1", load);
+    at(&world, middle(1), |state| {
+        hang(state);
+        state.lent.pciback.silent = true;
+    });
+    at(&world, Duration::from_secs(60), |state| _ = state.destroy(DomId(5)));
+    // What was lost keeps its number.
+    world.state().lent.also_known("nvme1n1", "nvme0n1", 0);
+    run_with(&mut world, "opaque=nvme0n1,nvme1n1", |world, act| {
+        let state = &mut *world.state();
+        match act {
+            0 => {
+                // pciback disables them itself, as nobody can ask it to.
+                state.lent.pciback.functions[0].msix = false;
+                pci_detach(state, 0, Manner::Announced);
+            }
+            1 => {
+                state.lent.controller(0).faults = Faults::default();
+                state.lent.pciback.silent = false;
+                pci_attach(state, 0);
+            }
+            2 => block_attach(state, 6, "/dev/nvme1n1", Load::new(8000, 4000, 50)),
+            3 => _ = state.detach(DomId(6), DEV, false),
+            4 => pci_detach(state, 0, Manner::Announced),
+            5 => block_attach(state, 7, "/dev/nvme1n1", Load::new(0, 8, 1)),
+            _ => return DONE,
+        }
+        true
+    });
+    assert_eq!(answered(&world, 1), (50, 0));
+    assert_pci(&world, &[Outcome::Done; 3]);
+    assert_eq!(world.state().lent.mapped(), 0);
+    assert_eq!(reason(&world, 7), "\"/dev/nvme1n1\" cannot be used: its controller was detached");
 }
