@@ -218,6 +218,9 @@ fn add_disks(controller: usize, disks: &Disks, volumes: &mut Volumes, options: &
         let nsid = claimed.as_ref().map_or(0, |disk| disk.id);
         let mut disk = volume::Disk { index, identity, nsid, opaque: false, volume };
         disk.opaque = options.opaque().any(|name| disk.is_named(name));
+        if disk.opaque {
+            log::info!("{index}: opaque, it is never read");
+        }
         volumes.add_disk(disk);
     }
 }

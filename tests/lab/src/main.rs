@@ -29,7 +29,7 @@ use crate::progress::Progress;
 
 /// An emulated Xen machine: a real Xen 4.17 with a Linux control domain in QEMU, with platter owning its NVMe disk.
 ///
-/// Needs Debian 12 on x86-64, no virtualisation, and about 1 GB of disk. Everything it makes is in target/.
+/// Needs Debian 12 on x86-64, no virtualisation, and about 1.2 GB of disk. Everything it makes is in target/.
 #[derive(Parser)]
 #[command(name = "cargo lab", bin_name = "cargo lab", version)]
 struct Arguments {
@@ -47,8 +47,8 @@ enum Action {
     Setup,
     /// Build the release image into target/image.
     ///
-    /// Makes `platter` (the stripped image), `platter.sym` (with symbols, to read an epitaph by) and `platter.cfg`
-    /// (an xl configuration to edit). Builds for x86_64-unknown-none when Rust has that target, else for the host's.
+    /// Makes `platter` (the stripped image), `platter.sym` (with symbols, to read an epitaph by), `platter.cfg` (an xl
+    /// configuration to edit) and `platter.service` (a systemd unit). Builds for x86_64-unknown-none when Rust has that target, else for the host's.
     Image,
     /// See platter do its job: two Linux guests write and verify on one emulated NVMe disk.
     ///

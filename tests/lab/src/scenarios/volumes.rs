@@ -38,6 +38,7 @@ pub(super) fn partitions_by_every_name(world: &World) -> Result<()> {
     let disk = partitioned(world, GPT)?;
     let platter = platter_beside(world, "opaque=nvme0n2")?;
     platter.wait_line(0, &["nvme0n1p2: 262144 blocks", "128 MiB", "home"], A_MOMENT)?;
+    platter.wait_line(0, &["nvme0n2: opaque"], A_MOMENT)?;
     let names = [
         ("/dev/nvme0n1p1", FIRST),
         ("nvme0n1p2", SECOND),
