@@ -25,6 +25,8 @@ pub enum Operation {
     Read,
     /// Moves blocks from memory to the disk.
     Write,
+    /// The same, and has them safe from a power cut when it is completed.
+    WriteFua,
     /// Makes all writes that were completed before it was submitted safe from a power cut.
     Flush,
 }

@@ -268,7 +268,7 @@ impl Nvme {
             return Err(Refusal::Inexpressible);
         };
         let prefix = match operation {
-            Operation::Read | Operation::Write => {
+            Operation::Read | Operation::Write | Operation::WriteFua => {
                 Prefix::longest(spans, format.block_size, self.max_bytes).ok_or(Refusal::Inexpressible)?
             }
             Operation::Flush => Prefix::NONE,
@@ -279,9 +279,12 @@ impl Nvme {
         let (tag, command) = self.tags.enter(token, self.now).ok_or(Refusal::Full)?;
         let data = self.prp_lists.describe(tag, &spans[..prefix.spans]);
         let blocks = prefix.bytes >> format.block_size.trailing_zeros();
+        let transfer = |opcode| Submission::transfer(command, opcode, id, first, blocks, data);
         let submission = match operation {
-            Operation::Read => Submission::transfer(command, io::READ, id, first, blocks, data),
-            Operation::Write => Submission::transfer(command, io::WRITE, id, first, blocks, data),
+            Operation::Read => transfer(io::READ),
+            // Without a volatile cache every write is safe when it ends.
+            Operation::WriteFua if format.volatile_cache => transfer(io::WRITE).with_force_unit_access(),
+            Operation::Write | Operation::WriteFua => transfer(io::WRITE),
             Operation::Flush => Submission::flush(command, id),
         };
         self.tags.keep(tag, submission);

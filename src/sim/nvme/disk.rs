@@ -81,6 +81,14 @@ impl Disk {
         }
     }
 
+    /// Writes whole blocks from `first` on past the cache: they are safe at once.
+    pub fn write_through(&mut self, first: u64, data: &[u8]) {
+        for (block, bytes) in (first..).zip(data.chunks_exact(self.block_size)) {
+            self.cached.remove(&block);
+            self.safe.insert(block, bytes.into());
+        }
+    }
+
     /// The blocks that were ever written.
     pub fn written(&self) -> impl Iterator<Item = u64> {
         self.safe.keys().chain(self.cached.keys()).copied()
@@ -122,6 +130,16 @@ mod tests {
         let outcomes: std::collections::BTreeSet<_> = (0..100).map(after).collect();
         assert_eq!(outcomes.len(), 8);
         assert!(outcomes.iter().all(|(first, ..)| [1, 2].contains(first)));
+    }
+
+    #[test]
+    fn what_is_written_through_is_safe_and_the_rest_of_the_cache_is_not() {
+        let mut disk = Disk::new(512, true);
+        disk.write(0, &[1; 1024]);
+        disk.write_through(0, &[2; 512]);
+        assert_eq!(disk.read(0, 2), [[2; 512], [1; 512]].concat());
+        assert_eq!((disk.read_safe(0), disk.read_safe(1)), ([2; 512].into(), [0; 512].into()));
+        assert!(!disk.is_safe());
     }
 
     #[test]

@@ -8,7 +8,9 @@ use std::vec::Vec;
 use super::{Controller, Settings, Shape, halves16};
 use crate::sim::{Dma, DmaFault};
 use crate::units::{BusAddr, Instant, PAGE_SIZE};
-use crate::wire::nvme::command::{COMPLETION_BYTES, ErrorStatus, SUBMISSION_BYTES, admin, io};
+use crate::wire::nvme::command::{
+    COMPLETION_BYTES, ErrorStatus, FORCE_UNIT_ACCESS, SUBMISSION_BYTES, admin, io,
+};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -319,7 +321,14 @@ impl Controller {
             }
             io::WRITE => {
                 let data = gather(&chunks, dma).map_err(failed)?;
-                self.disks[index].write(first, &data);
+                let through = command.dw[2] & FORCE_UNIT_ACCESS != 0;
+                self.forced_writes += u64::from(through);
+                let disk = &mut self.disks[index];
+                if through {
+                    disk.write_through(first, &data)
+                } else {
+                    disk.write(first, &data)
+                }
                 Ok(())
             }
             _ => Err(INVALID_OPCODE),

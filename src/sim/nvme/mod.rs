@@ -203,6 +203,7 @@ pub struct Controller {
     disks: Vec<Disk>,
     violations: Vec<String>,
     flushes: u64,
+    forced_writes: u64,
     /// Blocks that were read, by namespace.
     reads: Vec<Vec<u64>>,
 }
@@ -231,6 +232,7 @@ impl Controller {
             ended: VecDeque::new(),
             violations: Vec::new(),
             flushes: 0,
+            forced_writes: 0,
             reads: Vec::new(),
         };
         controller.use_by_others();
@@ -263,6 +265,12 @@ impl Controller {
     #[must_use]
     pub fn flushes(&self) -> u64 {
         self.flushes
+    }
+
+    /// Writes with Force Unit Access that were executed.
+    #[must_use]
+    pub fn forced_writes(&self) -> u64 {
+        self.forced_writes
     }
 
     /// The first blocks of all reads of a namespace, in order.

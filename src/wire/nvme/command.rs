@@ -12,6 +12,9 @@ pub const COMPLETION_BYTES: usize = 16;
 /// Offset of the last dword of a completion queue entry, which tells all that is used here.
 pub const COMPLETION_DW3: usize = 12;
 
+/// FUA in dword 12 of a Read or a Write (NVM Command Set 3.2.4 and 3.2.6).
+pub const FORCE_UNIT_ACCESS: u32 = 1 << 30;
+
 /// Opcodes of admin commands (Base 5).
 pub mod admin {
     /// Create I/O Submission Queue (5.5).
@@ -128,6 +131,14 @@ impl Submission {
         // The count is sent minus one, in 16 bits (NVM Command Set 3.2.4, NLB).
         let count = u64::from(blocks.wrapping_sub(1) & 0xffff);
         Self::new(id, opcode, namespace, data, first.0, count)
+    }
+
+    /// The same transfer with Force Unit Access: a write ends when its data is on the medium, not
+    /// in a volatile cache (NVM Command Set 3.2.6, dword 12 bit 30).
+    #[must_use]
+    pub const fn with_force_unit_access(mut self) -> Self {
+        self.0[6] |= FORCE_UNIT_ACCESS as u64;
+        self
     }
 
     /// Flush of one namespace.
@@ -256,6 +267,15 @@ mod tests {
         let data = Prps { first: BusAddr(0x1200), second: BusAddr(0x3000) };
         let read = Submission::transfer(CommandId(0xabcd), io::READ, 3, Block(0x1_0000_0002), 8, data);
         assert_eq!(read.0, [0x3_abcd_0002, 0, 0, 0x1200, 0x3000, 0x1_0000_0002, 7, 0]);
+    }
+
+    #[test]
+    fn force_unit_access_is_one_more_bit_of_a_write() {
+        let write = Submission::transfer(CommandId(1), io::WRITE, 1, Block(7), 65536, Prps::NONE);
+        assert_eq!(write.0[6], 0xffff);
+        let mut forced = write.0;
+        forced[6] = 0x4000_ffff;
+        assert_eq!(write.with_force_unit_access().0, forced);
     }
 
     #[test]

@@ -204,6 +204,23 @@ fn a_flood_of_completions_does_not_put_off_the_end_of_its_coming_up() {
 }
 
 #[test]
+fn a_write_with_fua_is_safe_when_it_is_completed_and_takes_no_bit_without_a_cache() {
+    for volatile_cache in [true, false] {
+        let mut rig = Rig::ready(Settings { volatile_cache, ..Settings::new(0) });
+        let (frame, page) = rig.guest_page(Reach::Reads);
+        frame.fill(7);
+        for (token, operation) in [(1, Operation::Write), (2, Operation::WriteFua)] {
+            rig.submit(token, operation, u64::from(token) * 8, &[page]).unwrap();
+            assert_eq!(rig.completion(), (token, Ok(())));
+            let is_safe = rig.machine.controller.disk(0).read_safe(u64::from(token) * 8) == [7; 512];
+            assert_eq!(is_safe, operation == Operation::WriteFua || !volatile_cache);
+        }
+        assert_eq!(rig.machine.controller.forced_writes(), volatile_cache.into());
+        rig.check();
+    }
+}
+
+#[test]
 fn a_shutdown_leaves_everything_on_the_disk() {
     let mut rig = Rig::ready(Settings::new(0));
     let (frame, page) = rig.guest_page(Reach::Reads);

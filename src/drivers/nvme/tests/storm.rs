@@ -96,14 +96,15 @@ impl Storm {
         let zone = free[self.rng.index(free.len())];
         let operation = match self.rng.index(10) {
             0 => Operation::Flush,
-            1..5 => Operation::Write,
+            1 => Operation::WriteFua,
+            2..5 => Operation::Write,
             _ => Operation::Read,
         };
         let namespace = self.rng.index(self.shadows.len());
         let block_size = self.block_size(namespace);
         let request = match operation {
             Operation::Flush => self.request(namespace, operation, 0, 0),
-            Operation::Read | Operation::Write => {
+            Operation::Read | Operation::Write | Operation::WriteFua => {
                 let most = if self.rng.one_in(4) { 200 << 10 } else { 16 << 10 };
                 let blocks = self.rng.within(1..most / block_size);
                 let offset = self.rng.within(0..ZONE_BYTES / block_size - blocks);
@@ -123,7 +124,10 @@ impl Storm {
     /// disk leave room for them.
     fn request(&mut self, namespace: usize, operation: Operation, first: u64, bytes: u64) -> Request {
         let (mut pages, mut spans) = (Vec::new(), Vec::new());
-        let reach = if operation == Operation::Write { Reach::Reads } else { Reach::Writes };
+        let reach = match operation {
+            Operation::Write | Operation::WriteFua => Reach::Reads,
+            Operation::Read | Operation::Flush => Reach::Writes,
+        };
         let whole = self.block_size(namespace) == PAGE_SIZE as u64;
         let mut left = bytes;
         while left > 0 {
@@ -225,7 +229,7 @@ impl Storm {
             bytes(&request.spans) / self.rig.nvme.namespaces()[request.namespace].unwrap().block_size as u64;
         match request.operation {
             Operation::Read => assert!(request.read_memory() == shadow.read(request.first, blocks)),
-            Operation::Write => shadow.write(request.first, &request.read_memory()),
+            Operation::Write | Operation::WriteFua => shadow.write(request.first, &request.read_memory()),
             Operation::Flush => self.flushes += 1,
         }
     }
