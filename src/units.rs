@@ -69,6 +69,16 @@ pub struct Span {
     pub bytes: u32,
 }
 
+/// How a disk gives up blocks whose contents nobody needs any more. Both are hints: what heeds
+/// neither is legal too, but gives up less than it says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Discard {
+    /// Bytes that are given up together, a power of two, and whole blocks.
+    pub granularity: u32,
+    /// Bytes before the first such piece that is whole, less than the granularity.
+    pub alignment: u32,
+}
+
 /// A point in Xen's system time: nanoseconds since the host started.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Instant(pub u64);

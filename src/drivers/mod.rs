@@ -9,7 +9,7 @@ use core::fmt;
 use heapless::Vec;
 
 use crate::hal::Memory;
-use crate::units::{Block, Instant, Span};
+use crate::units::{Block, Discard, Instant, Span};
 use crate::wire::nvme::Unsupported;
 use crate::wire::nvme::command::ErrorStatus;
 use crate::wire::nvme::identify::{Identity, Unusable};
@@ -78,8 +78,14 @@ pub struct Namespace {
     pub blocks: Block,
     /// Bytes of a block, a power of two from 512 to 4096.
     pub block_size: u32,
+    /// Bytes that are written well together and all or none of them when the power fails: a power
+    /// of two, not less than a block.
+    pub physical_block_size: u32,
     /// What was written is safe only after a flush.
     pub volatile_cache: bool,
+    /// How it gives up blocks, if it does. That erases nothing: no disk served here has a command
+    /// that makes a part of it unreadable for good.
+    pub discard: Option<Discard>,
 }
 
 /// What is wrong with a device.
@@ -201,6 +207,24 @@ impl Disk {
     ) -> Result<usize, Refusal> {
         match self {
             Self::Nvme(nvme) => nvme.submit(token, namespace, operation, first, spans),
+        }
+    }
+
+    /// Takes one command that gives up as many of the blocks, from `first` on, as one command may,
+    /// and at least one; returns how many that is. They read as zeroes then, or as before, or as
+    /// something else that stays the same. Otherwise the same as [`Disk::submit`].
+    ///
+    /// # Errors
+    /// It was not taken. It is inexpressible where the disk gives up no blocks.
+    pub fn discard(
+        &mut self,
+        token: Token,
+        namespace: usize,
+        first: Block,
+        blocks: Block,
+    ) -> Result<Block, Refusal> {
+        match self {
+            Self::Nvme(nvme) => nvme.discard(token, namespace, first, blocks),
         }
     }
 

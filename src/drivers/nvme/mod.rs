@@ -1,7 +1,7 @@
 //! NVMe: one controller, its admin queue and one I/O queue pair, as a state machine that never
 //! waits. `reset` and `setup` bring the controller up, `serve` takes its completions, `queue`,
-//! `tags` and `prp` carry commands, `watch` says when to look at it, `end` is how it is left;
-//! formats are in `wire::nvme`.
+//! `tags` and `prp` carry commands, `discard` makes those that give up blocks, `watch` says when to
+//! look at it, `end` is how it is left; formats are in `wire::nvme`.
 //!
 //! Interrupts are only a hint: each turn polls the completion queue, and while commands are in
 //! flight a deadline does so if nothing else does. A command that fails is issued again a few times
@@ -13,8 +13,10 @@
 //! A flush is always sent: without a volatile write cache the controller completes it at once
 //! (Base 7.1). It covers writes that were completed before it was submitted, so those that are
 //! issued again with it do not matter to it. Not handled: controllers before NVMe 1.1, which cannot
-//! list their namespaces, namespaces that change while we serve them.
+//! list their namespaces, namespaces that change while we serve them. Blocks that are given up are
+//! not erased: NVMe has no command that erases a part of a namespace.
 
+mod discard;
 mod end;
 mod prp;
 mod queue;
@@ -42,7 +44,7 @@ use prp::{Prefix, PrpLists};
 use queue::QueuePair;
 use reset::{Next, Restarts};
 use setup::Setup;
-use tags::Tags;
+use tags::{Tag, Tags};
 use watch::Watch;
 
 /// The number of our only I/O queue pair.
@@ -119,6 +121,10 @@ pub struct Nvme {
     counters: Counters,
     /// The largest transfer of one command, in bytes.
     max_bytes: u32,
+    /// The most blocks that one command gives up; none, when it has no such command.
+    discard_limit: Option<u32>,
+    /// Blocks at most that are written all or none when the power fails.
+    atomic_blocks: u32,
     volatile_cache: bool,
     shutdown_time: Duration,
     /// The fields from here on hold what the controller said, and are not asked for again.
@@ -168,6 +174,8 @@ impl Nvme {
             restarts: Restarts::default(),
             counters: Counters::default(),
             max_bytes: 0,
+            discard_limit: None,
+            atomic_blocks: 1,
             volatile_cache: false,
             shutdown_time: end::SHUTDOWN_SHORTEST,
             identified: false,
@@ -261,34 +269,25 @@ impl Nvme {
         first: Block,
         spans: &[Span],
     ) -> Result<usize, Refusal> {
-        self.is_taking()?;
-        let (Some(Ok(format)), Some(&id)) =
-            (self.namespaces.get(namespace), self.namespace_ids.get(namespace))
-        else {
-            return Err(Refusal::Inexpressible);
-        };
+        let disk = self.disk_to_ask(namespace)?;
         let prefix = match operation {
             Operation::Read | Operation::Write | Operation::WriteFua => {
-                Prefix::longest(spans, format.block_size, self.max_bytes).ok_or(Refusal::Inexpressible)?
+                Prefix::longest(spans, disk.block_size, self.max_bytes).ok_or(Refusal::Inexpressible)?
             }
             Operation::Flush => Prefix::NONE,
         };
-        if self.tags.is_empty() {
-            self.watch.start(self.now);
-        }
-        let (tag, command) = self.tags.enter(token, self.now).ok_or(Refusal::Full)?;
+        let (tag, command) = self.enter(token)?;
         let data = self.prp_lists.describe(tag, &spans[..prefix.spans]);
-        let blocks = prefix.bytes >> format.block_size.trailing_zeros();
-        let transfer = |opcode| Submission::transfer(command, opcode, id, first, blocks, data);
+        let blocks = prefix.bytes >> disk.block_size.trailing_zeros();
+        let transfer = |opcode| Submission::transfer(command, opcode, disk.id, first, blocks, data);
         let submission = match operation {
             Operation::Read => transfer(io::READ),
             // Without a volatile cache every write is safe when it ends.
-            Operation::WriteFua if format.volatile_cache => transfer(io::WRITE).with_force_unit_access(),
+            Operation::WriteFua if disk.volatile_cache => transfer(io::WRITE).with_force_unit_access(),
             Operation::Write | Operation::WriteFua => transfer(io::WRITE),
-            Operation::Flush => Submission::flush(command, id),
+            Operation::Flush => Submission::flush(command, disk.id),
         };
-        self.tags.keep(tag, submission);
-        self.io.push(submission);
+        self.issue(tag, submission);
         Ok(prefix.spans)
     }
 
@@ -297,6 +296,27 @@ impl Nvme {
         if let State::Ready = self.state {
             self.io.ring(hal, self.registers);
         }
+    }
+
+    /// The disk with this index, if it takes commands now.
+    fn disk_to_ask(&self, namespace: usize) -> Result<Namespace, Refusal> {
+        self.is_taking()?;
+        let disk = self.namespaces.get(namespace).and_then(|disk| disk.ok());
+        disk.ok_or(Refusal::Inexpressible)
+    }
+
+    /// Enters a command, if there is room. [`Nvme::issue`] is due next.
+    fn enter(&mut self, token: Token) -> Result<(Tag, CommandId), Refusal> {
+        if self.tags.is_empty() {
+            self.watch.start(self.now);
+        }
+        self.tags.enter(token, self.now).ok_or(Refusal::Full)
+    }
+
+    /// Gives the command that was entered at this tag to the controller, with the next kick.
+    fn issue(&mut self, tag: Tag, submission: Submission) {
+        self.tags.keep(tag, submission);
+        self.io.push(submission);
     }
 
     fn is_taking(&self) -> Result<(), Refusal> {

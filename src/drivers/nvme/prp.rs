@@ -1,11 +1,12 @@
 //! Physical region pages (Base 4.1.1): how many spans one command can express, and the lists that
 //! say where they are. Only the first span may start inside a page, only the last may end inside
-//! one; spans that follow each other within a page come merged.
+//! one; spans that follow each other within a page come merged. A command that gives up blocks needs
+//! no list, and has its range there.
 
 use crate::hal::{DmaPage, Memory};
 use crate::limits::QUEUE_ENTRIES;
-use crate::units::{PAGE_SIZE, Span};
-use crate::wire::nvme::command::Prps;
+use crate::units::{BusAddr, PAGE_SIZE, Span};
+use crate::wire::nvme::command::{Prps, Range};
 
 use super::tags::Tag;
 
@@ -86,14 +87,25 @@ impl PrpLists {
             [only] => Prps::page(only.bus),
             [first, second] => Prps { first: first.bus, second: second.bus },
             [first, others @ ..] => {
-                let lists = &self.0[tag.index() / LISTS_PER_PAGE];
-                let place = tag.index() % LISTS_PER_PAGE * LIST_BYTES;
-                for (i, span) in others.iter().take(LIST_ENTRIES).enumerate() {
-                    lists.page.write_u64(place + i * 8, span.bus.0);
-                }
-                Prps { first: first.bus, second: lists.bus.offset(place as u64) }
+                let entries = others.iter().take(LIST_ENTRIES).map(|span| span.bus.0);
+                Prps { first: first.bus, second: self.write(tag, entries) }
             }
         }
+    }
+
+    /// Writes the range where the list at this tag would be; returns its place.
+    pub(super) fn hold_range(&self, tag: Tag, range: Range) -> BusAddr {
+        self.write(tag, range.words().into_iter())
+    }
+
+    /// Writes words, no more than [`LIST_ENTRIES`], to the list at this tag; returns its place.
+    fn write(&self, tag: Tag, words: impl Iterator<Item = u64>) -> BusAddr {
+        let lists = &self.0[tag.index() / LISTS_PER_PAGE];
+        let place = tag.index() % LISTS_PER_PAGE * LIST_BYTES;
+        for (i, word) in words.enumerate() {
+            lists.page.write_u64(place + i * 8, word);
+        }
+        lists.bus.offset(place as u64)
     }
 }
 
@@ -106,7 +118,7 @@ mod tests {
     use crate::drivers::nvme::tags::Tags;
     use crate::mem::frame::Frame;
     use crate::sim::rng::Rng;
-    use crate::units::{BusAddr, Instant, SECTOR_SIZE};
+    use crate::units::{Instant, SECTOR_SIZE};
 
     /// Whether one command can do all of these, said another way than the code says it.
     fn is_legal(spans: &[Span], block_size: u32, max_bytes: u32) -> bool {

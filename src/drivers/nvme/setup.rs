@@ -12,7 +12,8 @@ use crate::limits::NAMESPACES;
 use crate::units::Instant;
 use crate::wire::nvme::command::{CommandId, Identify, Submission};
 use crate::wire::nvme::identify::{
-    CONTROLLER_BYTES, Controller, Format, Identity, LIST_ENTRIES, NAMESPACE_BYTES, NamespaceList,
+    COMMAND_SET_BYTES, CONTROLLER_BYTES, Controller, Format, Identity, LIST_ENTRIES, NAMESPACE_BYTES,
+    NamespaceList, deallocate_limit,
 };
 
 /// Entries of the admin queues, as other systems have them; one command is in flight there.
@@ -23,6 +24,7 @@ pub(super) const ADMIN_ENTRIES: u16 = 32;
 pub(super) enum Setup {
     NamespaceList,
     Controller,
+    CommandSet,
     /// The namespace with this index.
     Namespace(usize),
     QueueCount,
@@ -70,6 +72,7 @@ impl Nvme {
         let submission = match step {
             Setup::NamespaceList => Submission::identify(id, Identify::ActiveNamespaces, to),
             Setup::Controller => Submission::identify(id, Identify::Controller, to),
+            Setup::CommandSet => Submission::identify(id, Identify::CommandSet, to),
             Setup::Namespace(index) => {
                 Submission::identify(id, Identify::Namespace(self.namespace_ids[index]), to)
             }
@@ -105,7 +108,14 @@ impl Nvme {
             }
             Setup::Controller => {
                 result?;
-                self.take_controller();
+                let next = self.take_controller();
+                Ok(Some(next))
+            }
+            Setup::CommandSet => {
+                // One that does not know the question has no limit to tell.
+                if result.is_ok() {
+                    self.take_command_set();
+                }
                 Ok(Some(self.namespace_step(0)))
             }
             Setup::Namespace(index) => {
@@ -135,7 +145,8 @@ impl Nvme {
         Ok(())
     }
 
-    fn take_controller(&mut self) {
+    /// Returns the next step.
+    fn take_controller(&mut self) -> Setup {
         let mut data = [0; CONTROLLER_BYTES];
         self.identify.page.read_bytes(0, &mut data);
         let controller = Controller::parse(&data);
@@ -149,26 +160,43 @@ impl Nvme {
         self.max_bytes = controller.max_transfer.unwrap_or(u32::MAX).min(prp::MAX_BYTES);
         self.identity = controller.identity;
         self.volatile_cache = controller.volatile_cache;
+        self.atomic_blocks = controller.atomic_blocks;
+        self.discard_limit = controller.deallocates.then_some(u32::MAX);
         self.shutdown_time = controller.shutdown.clamp(SHUTDOWN_SHORTEST, SHUTDOWN_LONGEST);
+        // All that is wanted of it is a limit of deallocations. It matters: QEMU's controller ignores
+        // a longer range, and says nothing.
+        let asks = controller.deallocates && controller.has_command_set;
+        if asks { Setup::CommandSet } else { self.namespace_step(0) }
+    }
+
+    fn take_command_set(&mut self) {
+        let mut data = [0; COMMAND_SET_BYTES];
+        self.identify.page.read_bytes(0, &mut data);
+        self.discard_limit = Some(deallocate_limit(&data));
     }
 
     fn take_namespace(&mut self, index: usize, result: Result<(), DeviceError>) {
         let mut data = [0; NAMESPACE_BYTES];
         self.identify.page.read_bytes(0, &mut data);
-        let format = result.and_then(|()| Format::parse(&data).map_err(DeviceError::Unusable));
+        let format =
+            result.and_then(|()| Format::parse(&data, self.atomic_blocks).map_err(DeviceError::Unusable));
         let (controller, number) = (self.index, index + 1);
         match format {
-            Ok(Format { blocks, block_size }) => {
+            Ok(Format { blocks, block_size, .. }) => {
                 let mebibytes = (blocks.0 * u64::from(block_size)) >> 20;
                 let blocks = blocks.0;
                 info!("nvme{controller}n{number}: {blocks} blocks of {block_size} bytes, {mebibytes} MiB");
             }
             Err(reason) => warn!("nvme{controller}n{number}: not served: {reason}"),
         }
-        let volatile_cache = self.volatile_cache;
-        let id = self.namespace_ids[index];
-        let namespace =
-            format.map(|Format { blocks, block_size }| Namespace { id, blocks, block_size, volatile_cache });
+        let namespace = format.map(|format| Namespace {
+            id: self.namespace_ids[index],
+            blocks: format.blocks,
+            block_size: format.block_size,
+            physical_block_size: format.physical_block_size,
+            volatile_cache: self.volatile_cache,
+            discard: self.discard_limit.map(|_| format.discard),
+        });
         // There is one for each id, and room for as many.
         let _ = self.namespaces.push(namespace);
     }

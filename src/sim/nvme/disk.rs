@@ -1,8 +1,9 @@
 //! The medium of a simulated namespace: sparse blocks behind a volatile write cache. Neighbour of
 //! [`super`], the controller; also the oracle that a test compares with.
 
+use core::ops::Range;
 use std::boxed::Box;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::vec;
 use std::vec::Vec;
 
@@ -89,6 +90,18 @@ impl Disk {
         }
     }
 
+    /// Gives blocks up: each reads as zeroes from now on, or stays as it is.
+    pub fn discard(&mut self, blocks: Range<u64>, rng: &mut Rng) {
+        let holdings = [&self.original, &self.safe, &self.cached];
+        let held: BTreeSet<u64> =
+            holdings.iter().flat_map(|of| of.range(blocks.clone())).map(|(block, _)| *block).collect();
+        for block in held {
+            if rng.one_in(2) {
+                self.write(block, &vec![0; self.block_size]);
+            }
+        }
+    }
+
     /// The blocks that were ever written.
     pub fn written(&self) -> impl Iterator<Item = u64> {
         self.safe.keys().chain(self.cached.keys()).copied()
@@ -140,6 +153,20 @@ mod tests {
         assert_eq!(disk.read(0, 2), [[2; 512], [1; 512]].concat());
         assert_eq!((disk.read_safe(0), disk.read_safe(1)), ([2; 512].into(), [0; 512].into()));
         assert!(!disk.is_safe());
+    }
+
+    #[test]
+    fn what_is_given_up_is_lost_or_not_and_nothing_else_is() {
+        let mut disk = Disk::new(512, true);
+        disk.hold(1, &[1; 512]);
+        disk.write(2, &[2; 1024]);
+        let after = |seed| {
+            let mut disk = disk.clone();
+            disk.discard(1..3, &mut Rng::new(seed));
+            [0, 1, 2, 3].map(|block| disk.read(block, 1)[0])
+        };
+        let outcomes: BTreeSet<_> = (0..100).map(after).collect();
+        assert!(outcomes.into_iter().eq([[0, 0, 0, 2], [0, 0, 2, 2], [0, 1, 0, 2], [0, 1, 2, 2]]));
     }
 
     #[test]

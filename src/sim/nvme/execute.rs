@@ -1,23 +1,24 @@
 //! Commands of the simulated controller: fetched from submission queues, executed after a while,
-//! completed. Neighbour of [`super`], which has the registers.
+//! completed. Neighbour of [`super`], which has the registers, of [`super::identify`] and
+//! [`super::dataset`].
 
 use std::format;
 use std::vec;
 use std::vec::Vec;
 
-use super::{Controller, Settings, Shape, halves16};
+use super::{Controller, halves16};
 use crate::sim::{Dma, DmaFault};
 use crate::units::{BusAddr, Instant, PAGE_SIZE};
 use crate::wire::nvme::command::{
     COMPLETION_BYTES, ErrorStatus, FORCE_UNIT_ACCESS, SUBMISSION_BYTES, admin, io,
 };
 
-const PAGE: u64 = PAGE_SIZE as u64;
+pub(super) const PAGE: u64 = PAGE_SIZE as u64;
 
 /// Commands that have ended and are remembered, fewer than what it takes for their ids to come back.
 const ENDED: usize = 64;
 
-const fn hopeless(kind: u8, code: u8) -> ErrorStatus {
+pub(super) const fn hopeless(kind: u8, code: u8) -> ErrorStatus {
     ErrorStatus { kind, code, do_not_retry: true }
 }
 
@@ -25,12 +26,12 @@ const fn passing(kind: u8, code: u8) -> ErrorStatus {
     ErrorStatus { kind, code, do_not_retry: false }
 }
 
-const INVALID_OPCODE: ErrorStatus = hopeless(0, 0x01);
-const INVALID_FIELD: ErrorStatus = hopeless(0, 0x02);
+pub(super) const INVALID_OPCODE: ErrorStatus = hopeless(0, 0x01);
+pub(super) const INVALID_FIELD: ErrorStatus = hopeless(0, 0x02);
 const DATA_TRANSFER: ErrorStatus = passing(0, 0x04);
-const INVALID_NAMESPACE: ErrorStatus = hopeless(0, 0x0b);
-const INVALID_PRP_OFFSET: ErrorStatus = hopeless(0, 0x13);
-const OUT_OF_RANGE: ErrorStatus = hopeless(0, 0x80);
+pub(super) const INVALID_NAMESPACE: ErrorStatus = hopeless(0, 0x0b);
+pub(super) const INVALID_PRP_OFFSET: ErrorStatus = hopeless(0, 0x13);
+pub(super) const OUT_OF_RANGE: ErrorStatus = hopeless(0, 0x80);
 const INVALID_QUEUE: ErrorStatus = hopeless(1, 0x01);
 const UNRECOVERED: ErrorStatus = passing(2, 0x81);
 
@@ -45,18 +46,19 @@ pub(super) struct Running {
 
 /// A submission queue entry, taken apart.
 #[derive(Clone, Copy, Debug)]
-struct Command {
+pub(super) struct Command {
     opcode: u8,
     flags: u8,
     id: u16,
-    namespace: u32,
-    prp1: u64,
+    pub(super) namespace: u32,
+    pub(super) prp1: u64,
     prp2: u64,
-    dw: [u32; 6],
+    /// Dwords 10 to 15.
+    pub(super) dw: [u32; 6],
 }
 
 impl Command {
-    fn parse(entry: &[u8; SUBMISSION_BYTES]) -> Self {
+    pub(super) fn parse(entry: &[u8; SUBMISSION_BYTES]) -> Self {
         let dw = |i: usize| u32::from_le_bytes(entry[i * 4..][..4].try_into().expect("four bytes"));
         let qw = |i: usize| u64::from(dw(i + 1)) << 32 | u64::from(dw(i));
         Self {
@@ -271,72 +273,49 @@ impl Controller {
         if fits { Ok((number, last + 1)) } else { Err(INVALID_QUEUE) }
     }
 
-    fn identify(&mut self, command: &Command, dma: &mut impl Dma) -> Result<(), ErrorStatus> {
-        let shape = self.settings.namespaces.iter().find(|shape| shape.id == command.namespace);
-        let data = match (command.dw[0] & 0xff, shape) {
-            (0x00, Some(shape)) => describe_namespace(shape),
-            (0x00, None) => return Err(INVALID_NAMESPACE),
-            (0x01, _) => describe_controller(&self.settings),
-            (0x02, _) => self.list_namespaces(command.namespace),
-            _ => return Err(INVALID_FIELD),
-        };
-        if !command.prp1.is_multiple_of(PAGE) {
-            self.violation("identifies into parts of two pages");
-            return Err(INVALID_PRP_OFFSET);
-        }
-        dma.write(BusAddr(command.prp1), &data).map_err(failed)
-    }
-
-    fn list_namespaces(&self, after: u32) -> [u8; PAGE_SIZE] {
-        let mut data = [0; PAGE_SIZE];
-        let active = self.settings.namespaces.iter().filter(|shape| shape.id > after);
-        for (place, shape) in data.chunks_exact_mut(4).zip(active) {
-            place.copy_from_slice(&shape.id.to_le_bytes());
-        }
-        data
-    }
-
     fn execute_io(&mut self, command: &Command, dma: &mut impl Dma) -> Result<(), ErrorStatus> {
         let namespaces = &self.settings.namespaces;
         let index = namespaces.iter().position(|shape| shape.id == command.namespace);
         let index = index.ok_or(INVALID_NAMESPACE)?;
-        if command.opcode == io::FLUSH {
-            self.flushes += 1;
-            self.disks[index].flush();
-            return Ok(());
+        match command.opcode {
+            io::FLUSH => {
+                self.flushes += 1;
+                self.disks[index].flush();
+                Ok(())
+            }
+            io::READ | io::WRITE => self.transfer(command, index, dma),
+            io::DATASET_MANAGEMENT => self.manage_dataset(command, index, dma),
+            _ => Err(INVALID_OPCODE),
         }
-        let shape = &namespaces[index];
+    }
+
+    fn transfer(&mut self, command: &Command, index: usize, dma: &mut impl Dma) -> Result<(), ErrorStatus> {
+        let shape = &self.settings.namespaces[index];
         let first = command.first_block();
         let blocks = u64::from(command.dw[2] & 0xffff) + 1;
         if first.checked_add(blocks).is_none_or(|end| end > shape.blocks) {
             return Err(OUT_OF_RANGE);
         }
         let chunks = self.data_pages(command, blocks << shape.block_shift, dma)?;
-        match command.opcode {
-            io::READ => {
-                self.reads.resize(self.disks.len(), Vec::new());
-                self.reads[index].push(first);
-                let data = self.disks[index].read(first, blocks);
-                scatter(&data, &chunks, dma).map_err(failed)
-            }
-            io::WRITE => {
-                let data = gather(&chunks, dma).map_err(failed)?;
-                let through = command.dw[2] & FORCE_UNIT_ACCESS != 0;
-                self.forced_writes += u64::from(through);
-                let disk = &mut self.disks[index];
-                if through {
-                    disk.write_through(first, &data)
-                } else {
-                    disk.write(first, &data)
-                }
-                Ok(())
-            }
-            _ => Err(INVALID_OPCODE),
+        let disk = &mut self.disks[index];
+        if command.opcode == io::READ {
+            self.reads.resize(self.settings.namespaces.len(), Vec::new());
+            self.reads[index].push(first);
+            return scatter(&disk.read(first, blocks), &chunks, dma).map_err(failed);
         }
+        let data = gather(&chunks, dma).map_err(failed)?;
+        let through = command.dw[2] & FORCE_UNIT_ACCESS != 0;
+        self.forced_writes += u64::from(through);
+        if through {
+            disk.write_through(first, &data)
+        } else {
+            disk.write(first, &data)
+        }
+        Ok(())
     }
 
     /// The pieces of memory that a command's PRP entries name, by the strict rules of Base 4.1.1.
-    fn data_pages(
+    pub(super) fn data_pages(
         &mut self,
         command: &Command,
         bytes: u64,
@@ -384,7 +363,7 @@ impl Controller {
     }
 }
 
-fn failed(DmaFault: DmaFault) -> ErrorStatus {
+pub(super) fn failed(DmaFault: DmaFault) -> ErrorStatus {
     DATA_TRANSFER
 }
 
@@ -398,7 +377,7 @@ fn scatter(data: &[u8], chunks: &[(BusAddr, u64)], dma: &mut impl Dma) -> Result
     Ok(())
 }
 
-fn gather(chunks: &[(BusAddr, u64)], dma: &mut impl Dma) -> Result<Vec<u8>, DmaFault> {
+pub(super) fn gather(chunks: &[(BusAddr, u64)], dma: &mut impl Dma) -> Result<Vec<u8>, DmaFault> {
     let mut data = Vec::new();
     for (bus, bytes) in chunks {
         let mut piece = vec![0; usize::try_from(*bytes).expect("at most a page")];
@@ -408,28 +387,10 @@ fn gather(chunks: &[(BusAddr, u64)], dma: &mut impl Dma) -> Result<Vec<u8>, DmaF
     Ok(data)
 }
 
-fn describe_controller(settings: &Settings) -> [u8; PAGE_SIZE] {
-    let mut data = [0; PAGE_SIZE];
-    data[4..24].fill(b' ');
-    data[4..4 + settings.serial.len()].copy_from_slice(settings.serial.as_bytes());
-    data[24..64].copy_from_slice(b"Simulated NVMe                          ");
-    data[64..72].copy_from_slice(b"1.0     ");
-    data[77] = settings.mdts;
-    data[525] = settings.volatile_cache.into();
-    data
-}
-
-fn describe_namespace(shape: &Shape) -> [u8; PAGE_SIZE] {
-    let mut data = [0; PAGE_SIZE];
-    data[..8].copy_from_slice(&shape.blocks.to_le_bytes());
-    data[128..130].copy_from_slice(&shape.metadata.to_le_bytes());
-    data[130] = shape.block_shift;
-    data
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sim::nvme::Settings;
 
     /// Memory that holds one list of pages, everywhere.
     struct List(Vec<u64>);

@@ -1,10 +1,14 @@
 //! A simulated NVMe controller at register level, strict about what a driver may do: what it may
-//! not is recorded as a violation. `execute` runs commands, [`disk`] keeps the data. Commands
+//! not is recorded as a violation. `execute` runs commands, with the help of `identify` and `dataset`, [`disk`] keeps the data,
+//! `settings` say what the controller is, and what goes wrong. Commands
 //! complete in any order, after times that a seed decides, and until CSTS.RDY is clear a reset
 //! controller still works on those it has.
 
+mod dataset;
 pub mod disk;
 mod execute;
+mod identify;
+mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -17,137 +21,18 @@ use std::vec::Vec;
 
 use disk::Disk;
 use execute::Running;
+pub use settings::{Faults, Found, Preferred, Settings, Shape};
 
 use super::Dma;
 use super::rng::Rng;
 use crate::units::{Instant, PAGE_SIZE};
-use crate::wire::nvme::command::ErrorStatus;
 use crate::wire::nvme::{
     ACQ, AQA, ASQ, CAP, CC, CC_CONFIGURATION, CC_ENABLE, CC_SHUT_DOWN, CC_SHUTDOWN_MASK, CSTS, DOORBELLS,
     INTMS,
 };
 
 const VS: usize = 0x08;
-
-/// One namespace.
-#[derive(Clone, Debug)]
-pub struct Shape {
-    /// Its id.
-    pub id: u32,
-    /// Its size in blocks.
-    pub blocks: u64,
-    /// Bytes of a block, as a power of two.
-    pub block_shift: u8,
-    /// Bytes of metadata a block.
-    pub metadata: u16,
-}
-
-/// The state in which a controller is found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Found {
-    /// After a power cut.
-    Off,
-    /// Working, with queues of somebody else's.
-    Enabled,
-    /// On the way to that.
-    Enabling,
-    /// On the way from that.
-    Disabling,
-    /// In a fatal error, still enabled.
-    Fatal,
-    /// Shut down, still enabled.
-    ShutDown,
-}
-
-impl Found {
-    /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Off, Self::Enabled, Self::Enabling, Self::Disabling, Self::Fatal, Self::ShutDown];
-}
-
-/// What a controller is.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Decides all that is left to chance.
-    pub seed: u64,
-    /// The namespaces, by increasing id.
-    pub namespaces: Vec<Shape>,
-    /// CAP.MQES + 1.
-    pub queue_entries: u16,
-    /// CAP.DSTRD.
-    pub doorbell_stride: u8,
-    /// MDTS: the largest transfer is 4 KiB << this, without limit when zero.
-    pub mdts: u8,
-    /// Whether writes need a flush to be safe.
-    pub volatile_cache: bool,
-    /// Whether MSI-X is enabled.
-    pub msix: bool,
-    /// Its serial number.
-    pub serial: String,
-    /// The time a command takes.
-    pub latency: Range<Duration>,
-    /// The state it is found in.
-    pub found: Found,
-}
-
-impl Settings {
-    /// A common controller with two namespaces of 512-byte and 4096-byte blocks.
-    #[must_use]
-    pub fn new(seed: u64) -> Self {
-        const BYTES: u64 = 1 << 30;
-        let shape = |id, block_shift| Shape { id, blocks: BYTES >> block_shift, block_shift, metadata: 0 };
-        Self {
-            seed,
-            namespaces: [shape(1, 9), shape(2, 12)].into(),
-            queue_entries: 2048,
-            doorbell_stride: 0,
-            mdts: 7,
-            volatile_cache: true,
-            msix: true,
-            serial: "PLATTER0".into(),
-            latency: Duration::from_micros(5)..Duration::from_micros(500),
-            found: Found::Off,
-        }
-    }
-
-    /// Bytes of registers.
-    #[must_use]
-    pub fn register_bytes(&self) -> usize {
-        // Four doorbells: two queues, tail and head.
-        (DOORBELLS + 4 * (4 << self.doorbell_stride)).next_multiple_of(PAGE_SIZE)
-    }
-}
-
-/// What goes wrong; nothing at first. Rates are one in so many, zero for never.
-#[derive(Clone, Debug, Default)]
-pub struct Faults {
-    /// I/O commands that fail and do nothing.
-    pub error: u32,
-    /// With which of these; with an unrecovered read error if there are none.
-    pub statuses: Vec<ErrorStatus>,
-    /// Completions that raise no interrupt.
-    pub lost_interrupt: u32,
-    /// Completions that come twice.
-    pub doubled: u32,
-    /// Completions that are followed by one of a command that has ended before.
-    pub invented: u32,
-    /// I/O commands that are never answered.
-    pub unanswered: u32,
-    /// So many of the next I/O commands are never answered either.
-    pub forgets: u32,
-    /// An I/O command at this block is a fatal error.
-    pub poison: Option<u64>,
-    /// CSTS.RDY does not follow CC.EN to one.
-    pub never_ready: bool,
-    /// CSTS.RDY does not follow CC.EN to zero.
-    pub never_disabled: bool,
-    /// CSTS.CFS, until it is reset.
-    pub fatal: bool,
-    /// A reset does not clear CSTS.CFS.
-    pub fatal_for_good: bool,
-    /// Nothing answers on the bus.
-    pub gone: bool,
-}
+const VERSION: u32 = 0x0001_0400;
 
 #[derive(Clone, Debug)]
 struct SubmissionQueue {
@@ -206,6 +91,8 @@ pub struct Controller {
     forced_writes: u64,
     /// Blocks that were read, by namespace.
     reads: Vec<Vec<u64>>,
+    /// Blocks that were deallocated, by namespace.
+    discards: Vec<Vec<Range<u64>>>,
 }
 
 impl Controller {
@@ -234,6 +121,7 @@ impl Controller {
             flushes: 0,
             forced_writes: 0,
             reads: Vec::new(),
+            discards: Vec::new(),
         };
         controller.use_by_others();
         controller
@@ -279,6 +167,12 @@ impl Controller {
         self.reads.get(namespace).map_or(&[], Vec::as_slice)
     }
 
+    /// All ranges of a namespace that were deallocated, in order.
+    #[must_use]
+    pub fn discards(&self, namespace: usize) -> &[Range<u64>] {
+        self.discards.get(namespace).map_or(&[], Vec::as_slice)
+    }
+
     /// What the driver did that it may not do. Faults of DMA are recorded by the memory.
     pub fn violations(&self) -> &[String] {
         &self.violations
@@ -291,7 +185,7 @@ impl Controller {
             _ if self.faults.gone => u32::MAX,
             CAP => low,
             0x04 => high,
-            VS => 0x0001_0400,
+            VS => VERSION,
             CC => self.configuration,
             CSTS => self.status(),
             _ => {

@@ -15,6 +15,12 @@ pub const COMPLETION_DW3: usize = 12;
 /// FUA in dword 12 of a Read or a Write (NVM Command Set 3.2.4 and 3.2.6).
 pub const FORCE_UNIT_ACCESS: u32 = 1 << 30;
 
+/// AD in dword 11 of Dataset Management: deallocate the ranges (NVM Command Set 3.2.3).
+pub const DEALLOCATE: u32 = 1 << 2;
+
+/// Bytes of a range of Dataset Management (NVM Command Set 3.2.3.1).
+pub const RANGE_BYTES: usize = 16;
+
 /// Opcodes of admin commands (Base 5).
 pub mod admin {
     /// Create I/O Submission Queue (5.5).
@@ -35,6 +41,8 @@ pub mod io {
     pub const WRITE: u8 = 0x01;
     /// Read (3.2.4).
     pub const READ: u8 = 0x02;
+    /// Dataset Management (3.2.3).
+    pub const DATASET_MANAGEMENT: u8 = 0x09;
 }
 
 /// Identify what (5.17.1, Controller or Namespace Structure).
@@ -46,6 +54,8 @@ pub enum Identify {
     Controller,
     /// The ids of the active namespaces.
     ActiveNamespaces,
+    /// What else the controller says of the NVM command set.
+    CommandSet,
 }
 
 /// A command's name while it is in flight.
@@ -84,6 +94,8 @@ impl Submission {
             Identify::Namespace(namespace) => (0x00, namespace),
             Identify::Controller => (0x01, 0),
             Identify::ActiveNamespaces => (0x02, 0),
+            // The command set's number in dword 11 is zero.
+            Identify::CommandSet => (0x06, 0),
         };
         Self::new(id, admin::IDENTIFY, namespace, Prps::page(to), cns, 0)
     }
@@ -147,6 +159,16 @@ impl Submission {
         Self::new(id, io::FLUSH, namespace, Prps::NONE, 0, 0)
     }
 
+    /// Dataset Management: deallocates the one [`Range`] at `range`. There is no such command that
+    /// erases: what was deallocated may be read again, now or by whoever takes the medium apart.
+    /// NVMe erases whole namespaces or controllers only (Format NVM, Sanitize).
+    #[must_use]
+    pub fn deallocate(id: CommandId, namespace: u32, range: BusAddr) -> Self {
+        let data = Prps::page(range);
+        // The count of ranges, in dword 10, is sent minus one.
+        Self::new(id, io::DATASET_MANAGEMENT, namespace, data, u64::from(DEALLOCATE) << 32, 0)
+    }
+
     /// The same command under another id.
     #[must_use]
     pub const fn renamed(mut self, id: CommandId) -> Self {
@@ -163,6 +185,23 @@ impl Submission {
 
 fn queue_dw10(queue: u16, entries: u16) -> u64 {
     u64::from(entries.saturating_sub(1)) << 16 | u64::from(queue)
+}
+
+/// A range of Dataset Management, without context attributes (NVM Command Set 3.2.3.1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Range {
+    /// Where it starts.
+    pub first: Block,
+    /// Its length in blocks.
+    pub blocks: u32,
+}
+
+impl Range {
+    /// The range as the 64-bit words that it is written in.
+    #[must_use]
+    pub fn words(self) -> [u64; RANGE_BYTES / 8] {
+        [u64::from(self.blocks) << 32, self.first.0]
+    }
 }
 
 /// Status of a command that failed (3.3.3.2.1).
@@ -267,6 +306,14 @@ mod tests {
         let data = Prps { first: BusAddr(0x1200), second: BusAddr(0x3000) };
         let read = Submission::transfer(CommandId(0xabcd), io::READ, 3, Block(0x1_0000_0002), 8, data);
         assert_eq!(read.0, [0x3_abcd_0002, 0, 0, 0x1200, 0x3000, 0x1_0000_0002, 7, 0]);
+    }
+
+    #[test]
+    fn a_deallocation_names_one_range() {
+        let command = Submission::deallocate(CommandId(5), 3, BusAddr(0x1200));
+        assert_eq!(command.0, [0x3_0005_0009, 0, 0, 0x1200, 0, 0x4_0000_0000, 0, 0]);
+        let range = Range { first: Block(0x1_0000_0002), blocks: 8 };
+        assert_eq!(range.words(), [0x8_0000_0000, 0x1_0000_0002]);
     }
 
     #[test]

@@ -7,12 +7,14 @@ use heapless::Vec;
 
 use super::Unsupported;
 use crate::limits;
-use crate::units::Block;
+use crate::units::{Block, Discard};
 
 /// Bytes of the Identify Controller data that are looked at, of 4096.
-pub const CONTROLLER_BYTES: usize = 528;
+pub const CONTROLLER_BYTES: usize = 530;
 /// Bytes of the Identify Namespace data that are looked at, of 4096: up to the last LBA format.
 pub const NAMESPACE_BYTES: usize = 384;
+/// Bytes of the command set's Identify Controller data that are looked at, of 4096.
+pub const COMMAND_SET_BYTES: usize = 16;
 /// Ids in a namespace list (Base 4.4.2).
 pub const LIST_ENTRIES: usize = 1024;
 
@@ -40,6 +42,9 @@ impl Identity {
     pub const NONE: Self = Self { model: Text([0; 40]), serial: Text([0; 20]) };
 }
 
+/// The most that a physical block size may be claimed to be, in bytes: a page of common flash.
+const PHYSICAL_BLOCK_LIMIT: u32 = 64 << 10;
+
 /// What is kept of Identify Controller (5.17.2.1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Controller {
@@ -53,6 +58,13 @@ pub struct Controller {
     pub volatile_cache: bool,
     /// RTD3E: the time that a shutdown may take, zero when not reported.
     pub shutdown: Duration,
+    /// ONCS bit 2: it has the Dataset Management command.
+    pub deallocates: bool,
+    /// VER: it knows [`super::command::Identify::CommandSet`] or says so. Before version 1.2, which
+    /// has VER first, the field that asks for it was shorter.
+    pub has_command_set: bool,
+    /// AWUPF: so many blocks at most are written all or none when the power fails.
+    pub atomic_blocks: u32,
 }
 
 impl Controller {
@@ -67,8 +79,21 @@ impl Controller {
             max_transfer: if mdts == 0 { None } else { 1_u32.checked_shl(12 + mdts) },
             volatile_cache: data[525] & 1 != 0,
             shutdown: Duration::from_micros(rtd3e.into()),
+            deallocates: data[520] & 1 << 2 != 0,
+            has_command_set: u32::from_le_bytes(array(data, 80)) != 0,
+            atomic_blocks: count(data, 528),
         }
     }
+}
+
+/// The blocks that one command may deallocate in one range, at least one, by the command set's
+/// Identify Controller data (NVM Command Set 4.1.5.2): DMRSL and DMSL, where zero is no limit.
+#[must_use]
+pub fn deallocate_limit(data: &[u8; COMMAND_SET_BYTES]) -> u32 {
+    let range = u64::from(u32::from_le_bytes(array(data, 4)));
+    let all = u64::from_le_bytes(array(data, 8));
+    let limit = [range, all].into_iter().filter(|limit| *limit != 0).min();
+    limit.and_then(|limit| u32::try_from(limit).ok()).unwrap_or(u32::MAX)
 }
 
 /// The active namespaces that are used, and how many there are.
@@ -110,6 +135,11 @@ pub struct Format {
     pub blocks: Block,
     /// The data size of its LBA format in bytes, a power of two from 512 to 4096.
     pub block_size: u32,
+    /// Bytes that are written well together, and all or none of them when the power fails: a power
+    /// of two, not less than a block. Linux counts it the same way, without an upper bound.
+    pub physical_block_size: u32,
+    /// What deallocations are to heed, if the controller does any.
+    pub discard: Discard,
 }
 
 /// Why a namespace cannot be served.
@@ -141,11 +171,12 @@ impl fmt::Display for Unusable {
 }
 
 impl Format {
-    /// The namespace that this data describes.
+    /// The namespace that this data describes, behind a controller with these
+    /// [`Controller::atomic_blocks`].
     ///
     /// # Errors
     /// The first reason why it cannot be served.
-    pub fn parse(data: &[u8; NAMESPACE_BYTES]) -> Result<Self, Unusable> {
+    pub fn parse(data: &[u8; NAMESPACE_BYTES], atomic_blocks: u32) -> Result<Self, Unusable> {
         let blocks = u64::from_le_bytes(array(data, 0));
         if blocks == 0 {
             return Err(Unusable::Empty);
@@ -167,8 +198,50 @@ impl Format {
         if blocks > u64::MAX >> shift {
             return Err(Unusable::TooLarge);
         }
-        Ok(Self { blocks: Block(blocks), block_size: 1 << shift })
+        let block_size = 1 << shift;
+        let together = write_granularity(data).min(atomic_unit(data, atomic_blocks));
+        Ok(Self {
+            blocks: Block(blocks),
+            block_size,
+            physical_block_size: (block_size << together.ilog2()).min(PHYSICAL_BLOCK_LIMIT),
+            discard: Discard { granularity: block_size * deallocate_granularity(data), alignment: 0 },
+        })
     }
+}
+
+/// Blocks that are written well together: NPWG, where NSFEAT says that it is there.
+fn write_granularity(data: &[u8; NAMESPACE_BYTES]) -> u32 {
+    if has_preferences(data) { count(data, 64) } else { 1 }
+}
+
+/// Blocks that are written all or none when the power fails: NAWUPF, or the controller's word
+/// where there is none. One where such units do not start at the first block (NABO).
+fn atomic_unit(data: &[u8; NAMESPACE_BYTES], controller: u32) -> u32 {
+    let (atomicity, own) = (data[24] & 1 << 1 != 0, count(data, 36));
+    match array(data, 38) {
+        [0, 0] if atomicity && own > 1 => own,
+        [0, 0] => controller,
+        _ => 1,
+    }
+}
+
+/// Blocks that are deallocated together: ranges are to start at multiples of NPDA and to have
+/// lengths that are multiples of NPDG. Multiples of the larger one heed both, as they are powers
+/// of two; others are ignored.
+fn deallocate_granularity(data: &[u8; NAMESPACE_BYTES]) -> u32 {
+    let preferred = [count(data, 68), count(data, 70)];
+    let is_usable = has_preferences(data) && preferred.iter().all(|blocks| blocks.is_power_of_two());
+    if is_usable { preferred[0].max(preferred[1]) } else { 1 }
+}
+
+/// NSFEAT bit 4 (OPTPERF): NPWG, NPDG and NPDA are there.
+fn has_preferences(data: &[u8; NAMESPACE_BYTES]) -> bool {
+    data[24] & 1 << 4 != 0
+}
+
+/// A count of blocks that is sent minus one, in 16 bits.
+fn count(data: &[u8], offset: usize) -> u32 {
+    u32::from(u16::from_le_bytes(array(data, offset))) + 1
 }
 
 /// The `N` bytes from `offset` on, which lie within the data: both are constants, or bounded.
@@ -203,8 +276,11 @@ mod tests {
         data[24..64].copy_from_slice(b"Evil \x1b[2J\"disk\"\n                        ");
         data[64..72].copy_from_slice(b" 10.0.2 ");
         data[77] = 7;
+        data[80] = 1;
         data[88..92].copy_from_slice(&2_000_000_u32.to_le_bytes());
+        data[520] = 0b100;
         data[525] = 0b111;
+        data[528] = 7;
         let controller = Controller::parse(&data);
         assert_eq!(controller.identity.model.to_string(), r#"Evil \x1b[2J\"disk\""#);
         assert_eq!(controller.identity.serial.to_string(), "PLATTER0");
@@ -212,6 +288,67 @@ mod tests {
         assert_eq!(controller.max_transfer, Some(512 << 10));
         assert!(controller.volatile_cache);
         assert_eq!(controller.shutdown, Duration::from_secs(2));
+        assert_eq!((controller.deallocates, controller.has_command_set), (true, true));
+        assert_eq!(controller.atomic_blocks, 8);
+        let silent = Controller::parse(&[0; CONTROLLER_BYTES]);
+        assert_eq!((silent.deallocates, silent.has_command_set), (false, false));
+        assert_eq!(silent.atomic_blocks, 1);
+    }
+
+    #[test]
+    fn the_smaller_limit_of_deallocations_counts_and_zero_is_none() {
+        let limit = |range: u32, all: u64| {
+            let mut data = [0; COMMAND_SET_BYTES];
+            data[4..8].copy_from_slice(&range.to_le_bytes());
+            data[8..].copy_from_slice(&all.to_le_bytes());
+            deallocate_limit(&data)
+        };
+        assert_eq!((limit(0, 0), limit(0, 1 << 32)), (u32::MAX, u32::MAX));
+        assert_eq!((limit(7, 0), limit(0, 9), limit(7, 9), limit(9, 7)), (7, 9, 7, 7));
+    }
+
+    /// What is made of these bytes of a namespace's data, in sizes of 512 bytes: its physical block
+    /// size, and the granularity of its deallocations.
+    fn preferences(atomic_blocks: u32, fields: &[(usize, u16)]) -> (u32, u32) {
+        let mut data = namespace(1, 0, &[[0, 0, 9, 0]]);
+        for (offset, value) in fields {
+            data[*offset..][..2].copy_from_slice(&value.to_le_bytes());
+        }
+        let format = Format::parse(&data, atomic_blocks).unwrap();
+        assert_eq!(format.discard.alignment, 0);
+        (format.physical_block_size / 512, format.discard.granularity / 512)
+    }
+
+    const NSFEAT: usize = 24;
+    const NAWUPF: usize = 36;
+    const NABO: usize = 38;
+    const NPWG: usize = 64;
+    const NPDG: usize = 68;
+    const NPDA: usize = 70;
+    const OPTPERF: (usize, u16) = (NSFEAT, 1 << 4);
+
+    #[test]
+    fn a_physical_block_is_written_well_and_whole() {
+        assert_eq!(preferences(1, &[OPTPERF, (NPWG, 7)]).0, 1, "not all or none of it");
+        assert_eq!(preferences(8, &[(NPWG, 7)]).0, 1, "without OPTPERF there is no NPWG");
+        assert_eq!(preferences(8, &[OPTPERF, (NPWG, 7)]).0, 8);
+        assert_eq!(preferences(4, &[OPTPERF, (NPWG, 7)]).0, 4);
+        assert_eq!(preferences(7, &[OPTPERF, (NPWG, 5)]).0, 4, "a power of two");
+        assert_eq!(preferences(1 << 16, &[OPTPERF, (NPWG, 0xffff)]).0, 128, "bounded");
+        let own = (NSFEAT, 1 << 4 | 1 << 1);
+        assert_eq!(preferences(1, &[own, (NPWG, 7), (NAWUPF, 3)]).0, 4);
+        assert_eq!(preferences(2, &[own, (NPWG, 7), (NAWUPF, 0)]).0, 2, "the controller's word");
+        assert_eq!(preferences(2, &[OPTPERF, (NPWG, 7), (NAWUPF, 3)]).0, 2);
+        assert_eq!(preferences(8, &[OPTPERF, (NPWG, 7), (NABO, 256)]).0, 1, "such units are elsewhere");
+    }
+
+    #[test]
+    fn deallocations_heed_what_is_preferred_if_that_makes_sense() {
+        assert_eq!(preferences(1, &[(NPDG, 7), (NPDA, 7)]).1, 1, "without OPTPERF there is neither");
+        assert_eq!(preferences(1, &[OPTPERF, (NPDG, 7), (NPDA, 7)]).1, 8);
+        assert_eq!(preferences(1, &[OPTPERF, (NPDG, 1), (NPDA, 15)]).1, 16);
+        assert_eq!(preferences(1, &[OPTPERF, (NPDG, 0xffff)]).1, 1 << 16);
+        assert_eq!(preferences(1, &[OPTPERF, (NPDG, 5), (NPDA, 7)]).1, 1);
     }
 
     #[test]
@@ -228,27 +365,30 @@ mod tests {
     fn formats_from_512_to_4096_bytes_are_served() {
         for (shift, block_size) in [(9, 512), (10, 1024), (11, 2048), (12, 4096)] {
             let data = namespace(99, 1, &[[8, 0, 9, 0], [0, 0, shift, 0]]);
-            assert_eq!(Format::parse(&data), Ok(Format { blocks: Block(99), block_size }));
+            let format = Format::parse(&data, 1).unwrap();
+            assert_eq!((format.blocks, format.block_size), (Block(99), block_size));
+            assert_eq!(format.physical_block_size, block_size);
+            assert_eq!(format.discard, Discard { granularity: block_size, alignment: 0 });
         }
         let many: StdVec<_> = (0..64).map(|i| if i == 0x23 { [0, 0, 12, 0] } else { [0; 4] }).collect();
         let data = namespace(1, 0b100_0011, &many);
-        assert_eq!(Format::parse(&data), Ok(Format { blocks: Block(1), block_size: 4096 }));
+        assert_eq!(Format::parse(&data, 1).unwrap().block_size, 4096);
         // With 16 formats or fewer bits 5 and 6 mean nothing.
         let data = namespace(1, 0b110_0001, &[[0; 4], [0, 0, 9, 0]]);
-        assert_eq!(Format::parse(&data), Ok(Format { blocks: Block(1), block_size: 512 }));
+        assert_eq!(Format::parse(&data, 1).unwrap().block_size, 512);
     }
 
     #[test]
     fn formats_that_cannot_be_served_say_why() {
         let refused =
-            |blocks, flbas, format| Format::parse(&namespace(blocks, flbas, &[format])).unwrap_err();
+            |blocks, flbas, format| Format::parse(&namespace(blocks, flbas, &[format]), 1).unwrap_err();
         assert_eq!(refused(0, 0, [0, 0, 9, 0]), Unusable::Empty);
         assert_eq!(refused(1, 1, [0, 0, 9, 0]), Unusable::NoFormat);
         assert_eq!(refused(1, 0, [8, 1, 9, 0]), Unusable::Metadata(264));
         assert_eq!(refused(1, 0, [0, 0, 8, 0]), Unusable::BlockSize(8));
         assert_eq!(refused(1, 0, [0, 0, 13, 0]), Unusable::BlockSize(13));
         assert_eq!(refused(1 << 55, 0, [0, 0, 9, 0]), Unusable::TooLarge);
-        assert!(Format::parse(&namespace((1 << 55) - 1, 0, &[[0, 0, 9, 0]])).is_ok());
+        assert!(Format::parse(&namespace((1 << 55) - 1, 0, &[[0, 0, 9, 0]]), 1).is_ok());
     }
 
     #[test]
@@ -278,8 +418,11 @@ mod tests {
                 data[128..].as_chunks_mut::<4>().0.fill([0, 0, shift, 0]);
                 data[7] = 0;
             }
-            if let Ok(format) = Format::parse(&data) {
+            let atomic_blocks = rng.within(1..1 << 16) as u32;
+            if let Ok(format) = Format::parse(&data, atomic_blocks) {
                 assert!([512, 1024, 2048, 4096].contains(&format.block_size));
+                let sizes = [format.physical_block_size, format.discard.granularity];
+                assert!(sizes.iter().all(|size| size.is_power_of_two() && *size >= format.block_size));
                 assert!(format.blocks.0.checked_mul(format.block_size.into()).is_some());
                 usable += 1;
             }

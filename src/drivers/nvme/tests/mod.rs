@@ -1,6 +1,7 @@
 //! The driver against the simulated controller: its start and its end here, what goes wrong between
-//! in [`recovery`], lots of I/O in [`storm`]; [`rig`] holds the two together.
+//! in [`recovery`], blocks that are given up in [`discard`], lots of I/O in [`storm`]; [`rig`] holds the two together.
 
+mod discard;
 mod recovery;
 mod rig;
 mod storm;
@@ -15,7 +16,7 @@ use crate::hal::MmioRegion;
 use crate::limits::NAMESPACES;
 use crate::sim::Dma as _;
 use crate::sim::nvme::{Found, Settings, Shape};
-use crate::units::Block;
+use crate::units::{Block, Discard};
 use crate::wire::nvme::Unsupported;
 use crate::wire::nvme::identify::Unusable;
 
@@ -31,7 +32,14 @@ fn it_comes_up_from_whatever_state_the_controller_is_found_in() {
         for (seed, msix) in seeds().zip([true, false].into_iter().cycle()) {
             let rig = Rig::ready(Settings { found, msix, ..Settings::new(seed) });
             let disk = |id, blocks, block_size| {
-                Ok(Namespace { id, blocks: Block(blocks), block_size, volatile_cache: true })
+                Ok(Namespace {
+                    id,
+                    blocks: Block(blocks),
+                    block_size,
+                    physical_block_size: block_size,
+                    volatile_cache: true,
+                    discard: Some(Discard { granularity: block_size, alignment: 0 }),
+                })
             };
             assert_eq!(rig.nvme.namespaces(), [disk(1, 1 << 21, 512), disk(2, 1 << 18, 4096)]);
             assert_eq!(rig.nvme.deadline(), None, "an idle controller needs no turns");

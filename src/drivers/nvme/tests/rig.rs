@@ -213,6 +213,13 @@ impl Rig {
         Ok(taken)
     }
 
+    /// Gives blocks up, as many as one command does, and kicks.
+    pub(super) fn discard(&mut self, token: u32, first: u64, blocks: u64) -> Result<u64, Refusal> {
+        let taken = self.nvme.discard(Token(token), 0, Block(first), Block(blocks))?;
+        self.nvme.kick(&mut self.machine);
+        Ok(taken.0)
+    }
+
     /// A page of a guest's that the device may reach.
     pub(super) fn guest_page(&mut self, reach: Reach) -> (Frame, Span) {
         let (frame, bus) = self.machine.frames.take();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::vec::Vec;
 
 use super::rig::{Reach, Rig};
+use crate::drivers::nvme::Nvme;
 use crate::drivers::{DeviceError, Operation, Refusal, Status, Token};
 use crate::mem::frame::Frame;
 use crate::sim::nvme::disk::Disk;
@@ -15,15 +16,25 @@ use crate::units::{Block, BusAddr, PAGE_SIZE, SECTOR_SIZE, Span};
 const ZONES: u64 = 16;
 const ZONE_BYTES: u64 = 1 << 20;
 
+/// What a request does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Task {
+    Do(Operation),
+    /// Gives up so many blocks.
+    Discard(u64),
+}
+
 /// A request being carried out, by as many commands as it takes.
 struct Request {
     namespace: usize,
-    operation: Operation,
+    task: Task,
     first: u64,
     pages: Vec<(Frame, BusAddr)>,
     spans: Vec<Span>,
     /// Spans that were submitted.
     issued: usize,
+    /// Blocks that were submitted to be given up.
+    given_up: u64,
     /// Commands in flight.
     parts: usize,
     is_issued: bool,
@@ -34,6 +45,25 @@ struct Request {
 impl Request {
     fn block_of(&self, spans: usize, block_size: u64) -> u64 {
         self.first + bytes(&self.spans[..spans]) / block_size
+    }
+
+    /// Submits what one command can do.
+    fn submit_part(&mut self, nvme: &mut Nvme, token: Token, block_size: u64) -> Result<(), Refusal> {
+        match self.task {
+            Task::Do(operation) => {
+                let first = Block(self.block_of(self.issued, block_size));
+                let spans = &self.spans[self.issued..];
+                self.issued += nvme.submit(token, self.namespace, operation, first, spans)?;
+                self.is_issued = self.issued == self.spans.len();
+            }
+            Task::Discard(blocks) => {
+                let (first, left) = (Block(self.first + self.given_up), Block(blocks - self.given_up));
+                self.given_up += nvme.discard(token, self.namespace, first, left)?.0;
+                self.is_issued = self.given_up == blocks;
+            }
+        }
+        self.parts += 1;
+        Ok(())
     }
 
     fn read_memory(&self) -> Vec<u8> {
@@ -94,23 +124,23 @@ impl Storm {
             return false;
         }
         let zone = free[self.rng.index(free.len())];
-        let operation = match self.rng.index(10) {
-            0 => Operation::Flush,
-            1 => Operation::WriteFua,
-            2..5 => Operation::Write,
-            _ => Operation::Read,
+        let task = match self.rng.index(11) {
+            0 => Task::Do(Operation::Flush),
+            1 => Task::Do(Operation::WriteFua),
+            2..5 => Task::Do(Operation::Write),
+            5 => Task::Discard(0),
+            _ => Task::Do(Operation::Read),
         };
         let namespace = self.rng.index(self.shadows.len());
         let block_size = self.block_size(namespace);
-        let request = match operation {
-            Operation::Flush => self.request(namespace, operation, 0, 0),
-            Operation::Read | Operation::Write | Operation::WriteFua => {
-                let most = if self.rng.one_in(4) { 200 << 10 } else { 16 << 10 };
-                let blocks = self.rng.within(1..most / block_size);
-                let offset = self.rng.within(0..ZONE_BYTES / block_size - blocks);
-                let first = u64::from(zone) * (ZONE_BYTES / block_size) + offset;
-                self.request(namespace, operation, first, blocks * block_size)
-            }
+        let most = if self.rng.one_in(4) { 200 << 10 } else { 16 << 10 };
+        let blocks = self.rng.within(1..most / block_size);
+        let offset = self.rng.within(0..ZONE_BYTES / block_size - blocks);
+        let first = u64::from(zone) * (ZONE_BYTES / block_size) + offset;
+        let request = match task {
+            Task::Do(Operation::Flush) => self.request(namespace, task, 0, 0),
+            Task::Do(_) => self.request(namespace, task, first, blocks * block_size),
+            Task::Discard(_) => self.request(namespace, Task::Discard(blocks), first, 0),
         };
         self.requests.insert(zone, request);
         true
@@ -122,12 +152,9 @@ impl Storm {
 
     /// A request with data in freshly mapped pages, in spans of random shapes where blocks of the
     /// disk leave room for them.
-    fn request(&mut self, namespace: usize, operation: Operation, first: u64, bytes: u64) -> Request {
+    fn request(&mut self, namespace: usize, task: Task, first: u64, bytes: u64) -> Request {
         let (mut pages, mut spans) = (Vec::new(), Vec::new());
-        let reach = match operation {
-            Operation::Write | Operation::WriteFua => Reach::Reads,
-            Operation::Read | Operation::Flush => Reach::Writes,
-        };
+        let reach = if task == Task::Do(Operation::Read) { Reach::Writes } else { Reach::Reads };
         let whole = self.block_size(namespace) == PAGE_SIZE as u64;
         let mut left = bytes;
         while left > 0 {
@@ -147,11 +174,12 @@ impl Storm {
         }
         Request {
             namespace,
-            operation,
+            task,
             first,
             pages,
             spans,
             issued: 0,
+            given_up: 0,
             parts: 0,
             is_issued: false,
             has_failed: false,
@@ -166,16 +194,11 @@ impl Storm {
             let block_size = self.block_size(request.namespace);
             let request = self.requests.get_mut(&token).unwrap();
             while !request.is_issued {
-                let first = Block(request.block_of(request.issued, block_size));
-                let spans = &request.spans[request.issued..];
-                let nvme = &mut self.rig.nvme;
-                match nvme.submit(Token(token), request.namespace, request.operation, first, spans) {
-                    Ok(taken) => request.issued += taken,
+                match request.submit_part(&mut self.rig.nvme, Token(token), block_size) {
+                    Ok(()) => {}
                     Err(Refusal::Full | Refusal::NotReady) => break 'full,
                     Err(refusal) => panic!("{refusal:?}"),
                 }
-                request.parts += 1;
-                request.is_issued = request.issued == request.spans.len();
             }
         }
         self.rig.nvme.kick(&mut self.rig.machine);
@@ -195,7 +218,8 @@ impl Storm {
                 continue;
             }
             if request.has_failed {
-                (request.issued, request.is_issued, request.has_failed) = (0, false, false);
+                (request.issued, request.given_up) = (0, 0);
+                (request.is_issued, request.has_failed) = (false, false);
             } else if request.is_issued {
                 let request = self.requests.remove(&token).unwrap();
                 self.finish(&request);
@@ -227,17 +251,29 @@ impl Storm {
         let shadow = &mut self.shadows[request.namespace];
         let blocks =
             bytes(&request.spans) / self.rig.nvme.namespaces()[request.namespace].unwrap().block_size as u64;
-        match request.operation {
-            Operation::Read => assert!(request.read_memory() == shadow.read(request.first, blocks)),
-            Operation::Write | Operation::WriteFua => shadow.write(request.first, &request.read_memory()),
-            Operation::Flush => self.flushes += 1,
+        match request.task {
+            Task::Do(Operation::Read) => {
+                assert!(request.read_memory() == shadow.read(request.first, blocks));
+            }
+            Task::Do(Operation::Write | Operation::WriteFua) => {
+                shadow.write(request.first, &request.read_memory());
+            }
+            Task::Do(Operation::Flush) => self.flushes += 1,
+            Task::Discard(blocks) => {
+                let disk = self.rig.machine.controller.disk(request.namespace);
+                for block in request.first..request.first + blocks {
+                    let now = disk.read(block, 1);
+                    assert!(now == shadow.read(block, 1) || now.iter().all(|byte| *byte == 0));
+                    shadow.write(block, &now);
+                }
+            }
         }
     }
 
     /// Flushes both disks, cuts the power, and compares all of them.
     fn compare(mut self) {
         for namespace in 0..self.shadows.len() {
-            let request = self.request(namespace, Operation::Flush, 0, 0);
+            let request = self.request(namespace, Task::Do(Operation::Flush), 0, 0);
             self.requests.insert(namespace as u32, request);
         }
         self.run(0);
@@ -269,10 +305,13 @@ fn what_is_written_is_read_whatever_the_shapes() {
 
 #[test]
 fn small_transfers_small_queues_and_wide_doorbells_change_nothing() {
-    for (seed, mdts, queue_entries, doorbell_stride) in
-        [(10, 1, 2, 0), (11, 2, 3, 1), (12, 3, 9, 4), (13, 0, 64, 2)]
+    for (seed, mdts, queue_entries, doorbell_stride, discard) in
+        [(10, 1, 2, 0, 3), (11, 2, 3, 1, 7), (12, 3, 9, 4, 50), (13, 0, 64, 2, 1)]
     {
-        storm(Settings { mdts, queue_entries, doorbell_stride, ..Settings::new(seed) }, 300);
+        let deallocate_limit = Some(discard);
+        let small =
+            Settings { mdts, queue_entries, doorbell_stride, deallocate_limit, ..Settings::new(seed) };
+        storm(small, 300);
     }
 }
 
