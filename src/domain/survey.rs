@@ -5,7 +5,7 @@
 use core::time::Duration;
 
 use super::io::{Disks, Io};
-use crate::drivers::{Disk, Status};
+use crate::drivers::{Disk, Namespace, Status};
 use crate::hal::{DmaPage, Memory};
 use crate::limits;
 use crate::options::Options;
@@ -211,10 +211,8 @@ fn add_disks(controller: usize, disks: &Disks, volumes: &mut Volumes, options: &
     let identity = disk.identity();
     for (namespace, claimed) in disk.namespaces().iter().enumerate() {
         let index = DiskIndex { controller, namespace };
-        let volume = claimed
-            .as_ref()
-            .map_err(|_| "see the log of its controller")
-            .and_then(|disk| Volume::whole(index, disk.block_size, disk.blocks, disk.volatile_cache));
+        let volume =
+            claimed.as_ref().map_err(|_| "see the log of its controller").and_then(|disk| whole(index, disk));
         let nsid = claimed.as_ref().map_or(0, |disk| disk.id);
         let mut disk = volume::Disk { index, identity, nsid, opaque: false, volume };
         disk.opaque = options.opaque().any(|name| disk.is_named(name));
@@ -223,4 +221,12 @@ fn add_disks(controller: usize, disks: &Disks, volumes: &mut Volumes, options: &
         }
         volumes.add_disk(disk);
     }
+}
+
+/// The whole of a disk, with what it says of itself.
+fn whole(index: DiskIndex, disk: &Namespace) -> Result<Volume, &'static str> {
+    let mut volume = Volume::whole(index, disk.block_size, disk.blocks, disk.volatile_cache)?;
+    volume.physical_block_size = disk.physical_block_size;
+    volume.discard = disk.discard;
+    Ok(volume)
 }

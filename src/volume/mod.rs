@@ -14,7 +14,7 @@ mod table;
 
 use core::fmt;
 
-use crate::units::{Block, SECTOR_SIZE, Sector};
+use crate::units::{Block, Discard, SECTOR_SIZE, Sector};
 use crate::wire::blkif::Reject;
 
 pub use table::{Disk, NameError, NoRoom, PartUuid, Partition, Unusable, Volumes};
@@ -57,6 +57,11 @@ pub struct Volume {
     pub disk: DiskIndex,
     /// Whether the disk keeps writes in a volatile cache, so that a flush means something.
     pub volatile_cache: bool,
+    /// Bytes that the disk writes well together, and all or none of them when the power fails: a
+    /// power of two, not less than a block.
+    pub physical_block_size: u32,
+    /// How it gives up blocks, if it does, counted from its own start.
+    pub discard: Option<Discard>,
     /// Sectors of a block, as a power of two.
     sector_shift: u32,
     /// Its place on the disk, of which it has no block beyond the end.
@@ -84,7 +89,15 @@ impl Volume {
         if blocks.0 == 0 || blocks.0 > u64::MAX >> sector_shift {
             return Err("its size makes no sense");
         }
-        Ok(Self { disk, volatile_cache, sector_shift, first: Block(0), blocks })
+        Ok(Self {
+            disk,
+            volatile_cache,
+            physical_block_size: block_size,
+            discard: None,
+            sector_shift,
+            first: Block(0),
+            blocks,
+        })
     }
 
     /// The part of it that starts at `first` and has that many blocks, if there is such a part.
@@ -92,7 +105,19 @@ impl Volume {
     pub fn part(&self, first: Block, blocks: Block) -> Option<Self> {
         let end = first.0.checked_add(blocks.0)?;
         let is_inside = blocks.0 != 0 && end <= self.blocks.0;
-        is_inside.then(|| Self { first: Block(self.first.0 + first.0), blocks, ..*self })
+        let discard = self.discard.map(|discard| self.discard_from(first, discard));
+        is_inside.then(|| Self { first: Block(self.first.0 + first.0), blocks, discard, ..*self })
+    }
+
+    /// The same pieces that are given up together, counted from a block on: as Linux does it for a
+    /// partition (`bdev_discard_alignment`).
+    fn discard_from(&self, first: Block, discard: Discard) -> Discard {
+        let granularity = u64::from(discard.granularity);
+        // A power of two divides what a product loses when it wraps.
+        let start = first.0.wrapping_mul(self.block_size().into());
+        let alignment = u64::from(discard.alignment).wrapping_sub(start) % granularity;
+        // It is less than the granularity.
+        Discard { alignment: alignment as u32, ..discard }
     }
 
     /// Whether it has a block of the disk in common with another volume.
@@ -114,6 +139,12 @@ impl Volume {
         Sector(self.blocks.0 << self.sector_shift)
     }
 
+    /// The blocks that so many sectors are, if they are whole blocks of it.
+    #[must_use]
+    pub const fn blocks_of(&self, sectors: u64) -> Block {
+        Block(sectors >> self.sector_shift)
+    }
+
     /// Bytes of a block.
     #[must_use]
     pub const fn block_size(&self) -> u32 {
@@ -131,14 +162,13 @@ impl Volume {
     ///
     /// # Errors
     /// It is not so.
-    pub const fn translate(&self, sector: Sector, sectors: u32) -> Result<Block, Reject> {
-        let length = sectors as u64;
-        match sector.0.checked_add(length) {
+    pub const fn translate(&self, sector: Sector, sectors: u64) -> Result<Block, Reject> {
+        match sector.0.checked_add(sectors) {
             Some(end) if end <= self.sectors().0 => {}
             Some(_) | None => return Err(Reject::Range),
         }
         let within_block = (1 << self.sector_shift) - 1;
-        if (sector.0 | length) & within_block != 0 {
+        if (sector.0 | sectors) & within_block != 0 {
             return Err(Reject::Alignment);
         }
         match self.first.0.checked_add(sector.0 >> self.sector_shift) {
@@ -188,6 +218,9 @@ pub(crate) mod tests {
         assert_eq!(small.translate(Sector(u64::MAX), 1), Err(Reject::Range));
         assert_eq!(small.translate(Sector(u64::MAX - 7), 88), Err(Reject::Range));
         assert_eq!(volume(512, u64::MAX).translate(Sector(u64::MAX), 1), Err(Reject::Range));
+        assert_eq!(volume(512, u64::MAX).translate(Sector(0), u64::MAX), Ok(Block(0)));
+        assert_eq!(small.translate(Sector(1), u64::MAX), Err(Reject::Range));
+        assert_eq!(small.translate(Sector(0), u64::MAX), Err(Reject::Range));
     }
 
     #[test]
@@ -198,9 +231,10 @@ pub(crate) mod tests {
         assert_eq!(large.translate(Sector(792), 16), Err(Reject::Range));
         for sector in 1..8 {
             assert_eq!(large.translate(Sector(sector), 8), Err(Reject::Alignment));
-            assert_eq!(large.translate(Sector(8), u32::try_from(sector).unwrap()), Err(Reject::Alignment));
+            assert_eq!(large.translate(Sector(8), sector), Err(Reject::Alignment));
         }
         assert_eq!((large.blocks_in(8191), large.blocks_in(8192)), (Block(1), Block(2)));
+        assert_eq!(large.blocks_of(800), large.blocks());
     }
 
     #[test]
@@ -209,6 +243,22 @@ pub(crate) mod tests {
         let part = disk.part(Block(2048), Block(10)).unwrap();
         assert_eq!(part.translate(Sector(18), 2), Ok(Block(2057)));
         assert_eq!(part.translate(Sector(20), 2), Err(Reject::Range));
+    }
+
+    #[test]
+    fn a_part_counts_what_is_given_up_together_from_its_own_start() {
+        let discard = |granularity, alignment| Some(Discard { granularity, alignment });
+        let disk = Volume { discard: discard(1 << 20, 0), ..volume(512, 1 << 20) };
+        let of = |volume: &Volume, first| volume.part(Block(first), Block(8)).unwrap().discard;
+        assert_eq!(of(&disk, 0), discard(1 << 20, 0));
+        assert_eq!(of(&disk, 63), discard(1 << 20, (1 << 20) - 63 * 512));
+        assert_eq!(of(&disk, 2048), discard(1 << 20, 0));
+        assert_eq!(of(&disk, 2049), discard(1 << 20, (1 << 20) - 512));
+        let odd = Volume { discard: discard(8 * 512, 3 * 512), ..disk };
+        assert_eq!([of(&odd, 2), of(&odd, 3)], [discard(8 * 512, 512), discard(8 * 512, 0)]);
+        let far = Volume { discard: discard(8 << 12, 0), ..volume(4096, u64::MAX >> 3) };
+        assert_eq!(of(&far, (u64::MAX >> 3) - 9), discard(8 << 12, 2 << 12));
+        assert_eq!(of(&volume(512, 100), 3), None);
     }
 
     #[test]

@@ -374,7 +374,7 @@ impl Ring {
         if request.segments.is_empty() {
             return Ok((request, Block(0)));
         }
-        let first = self.volume.translate(request.sector, request.sectors())?;
+        let first = self.volume.translate(request.sector, request.sectors().into())?;
         Ok((request, first))
     }
 
