@@ -101,7 +101,30 @@ impl GrantMap {
     }
 }
 
-/// A page of another domain that the CPU can reach: a ring.
+/// Bytes from the start of one granted page to be copied into a page of ours, and what became of it.
+#[derive(Clone, Copy, Debug)]
+pub struct GrantCopy {
+    /// Whose grant.
+    pub dom: DomId,
+    /// Which.
+    pub gref: GrantRef,
+    /// Where to in our memory; all of it lies in one page that [`Memory::take_page`] gave.
+    pub to: BusAddr,
+    /// How many.
+    pub bytes: usize,
+    /// The answer: done, or the operation's `GNTST_*` status.
+    pub result: Result<(), HypervisorError>,
+}
+
+impl GrantCopy {
+    /// An operation still to be done.
+    #[must_use]
+    pub const fn new(dom: DomId, gref: GrantRef, to: BusAddr, bytes: usize) -> Self {
+        Self { dom, gref, to, bytes, result: Err(HypervisorError { op: "GNTTABOP_copy", code: 0 }) }
+    }
+}
+
+/// A page of another domain that the CPU can reach: a page of a ring.
 #[derive(Debug)]
 pub struct GrantedPage {
     /// Its contents, which the other domain changes as it likes.
@@ -117,6 +140,9 @@ pub trait Grants {
 
     /// Undoes mappings made by [`Grants::map`]. No device may use the pages any more.
     fn unmap(&mut self, batch: &[GrantMapping]);
+
+    /// Copies from granted pages, each with its own result.
+    fn copy(&mut self, batch: &mut [GrantCopy]);
 
     /// Maps one page readable and writable for the CPU.
     ///
@@ -154,6 +180,9 @@ pub struct MmioRegion {
 
 /// Our own pages and the devices' registers.
 pub trait Memory {
+    /// How many pages can be had.
+    fn free_pages(&self) -> usize;
+
     /// A zeroed page, or nothing when memory is used up.
     fn take_page(&mut self) -> Option<DmaPage>;
 

@@ -13,17 +13,44 @@ pub const VBD_PLACES: usize = VBDS + 1;
 /// Guests whose error nodes are kept: each costs three nodes or more of the same quota.
 pub const ERRORS: usize = 16;
 
-/// Entries of a one-page ring (blkif.h, `__RING_SIZE`): also the requests one vbd has in flight.
-pub const RING_ENTRIES: usize = 32;
+/// Pages of a ring: 2 to the power of 4, the order that is offered.
+pub const RING_PAGES: usize = 16;
+
+/// Rings that one device is offered at most (`multi-queue-max-queues`).
+pub const QUEUES: usize = 16;
+
+/// Rings that all devices are offered together: one each, and as many again for those that have
+/// several.
+pub const RINGS: usize = 2 * VBDS;
+
+/// Requests that one device has in flight: one more than its controller can have, so that the next is
+/// ready when one ends.
+pub const SLOTS: usize = QUEUE_ENTRIES;
 
 /// Segments of a direct request (blkif.h, `BLKIF_MAX_SEGMENTS_PER_REQUEST`).
 pub const SEGMENTS: usize = 11;
 
-/// Requests taken from one ring before the next ring has its turn.
-pub const ADMIT_BATCH: usize = RING_ENTRIES;
+/// Segments of an indirect request, as Linux offers: 1 MiB.
+pub const INDIRECT_SEGMENTS: usize = 256;
 
-/// Grants mapped or unmapped by one hypercall: one full ring of full requests.
-pub const GRANT_BATCH: usize = ADMIT_BATCH * SEGMENTS;
+/// Indirect requests that one device has in flight: with 256 segments each, 16 MiB.
+pub const INDIRECT_SLOTS: usize = 16;
+
+/// Pages of a guest that one device keeps mapped: what Linux's frontend has in all requests of a
+/// one-page ring when each has 32 segments, its default.
+pub const KEPT: usize = 1024;
+
+/// Devices that keep pages mapped: with them half of all mappings that there may be are spoken for.
+pub const KEEPERS: usize = MAPTRACK / 2 / KEPT;
+
+/// Requests taken from one device before the next has its turn.
+pub const ADMIT_BATCH: usize = 32;
+
+/// Grants mapped or unmapped in one go: some 32 full direct requests, or two full indirect ones.
+pub const GRANT_BATCH: usize = 512;
+
+/// Indirect requests whose segments are fetched in one go.
+pub const COPY_BATCH: usize = INDIRECT_SLOTS;
 
 /// Storage controllers owned at once.
 pub const CONTROLLERS: usize = 8;
@@ -52,6 +79,9 @@ pub const REGISTERS: usize = 64 * 1024;
 /// Entries of an NVMe I/O queue: a page of 64-byte submission entries.
 pub const QUEUE_ENTRIES: usize = 64;
 
+/// Spans of one command: one page itself, and those of a list of 32.
+pub const COMMAND_SPANS: usize = 33;
+
 /// Event channels: all that the two-level ABI has (event_channel.h, `EVTCHN_2L_NR_CHANNELS`).
 /// `max_event_channels` may allow fewer.
 pub const PORTS: usize = 4096;
@@ -60,9 +90,19 @@ pub const PORTS: usize = 4096;
 /// `max_maptrack_frames` allows 1024 by default).
 const MAPTRACK: usize = 256 * 1024;
 
+/// Those that are left for requests in flight: what rings and kept pages may take is not theirs.
+pub const MAPPINGS: usize = MAPTRACK - RINGS * RING_PAGES - KEEPERS * KEPT;
+
 /// Pages of others that are mapped for the CPU: shared_info, the grant table, every controller's
-/// registers, every device's ring. So an address never runs out.
-pub const MAPPED_PAGES: usize = 2 + CONTROLLERS * (REGISTERS / PAGE_SIZE) + VBD_PLACES;
+/// registers, every ring. So an address never runs out.
+pub const MAPPED_PAGES: usize = 2 + CONTROLLERS * (REGISTERS / PAGE_SIZE) + RINGS * RING_PAGES;
+
+/// Devices that memory is kept free for when others take more than they need: what a domain's
+/// quotas allow by default, twice over.
+pub const LATECOMERS: usize = 96;
+
+/// Pages that a controller's queues and lists take up: kept free for each that may yet come.
+pub const CONTROLLER_PAGES: usize = 16;
 
 /// Bytes of a xenstore path that is used here: the longest is
 /// `error/backend/vbd/65535/4294967295/error` or a frontend's.
@@ -75,14 +115,14 @@ pub const NODE: usize = 32;
 /// 36 characters, or a model and serial of 60, and leaves room.
 pub const VALUE: usize = 256;
 
-/// Steps of one xenstore job: the backend directory's nodes are the longest list.
-pub const JOB_STEPS: usize = 16;
+/// Steps of one xenstore job: the nodes of one ring of 16 pages are the longest list.
+pub const JOB_STEPS: usize = 18;
 
 /// Payload of a xenstore message (xs_wire.h, `XENSTORE_PAYLOAD_MAX`).
 pub const STORE_PAYLOAD: usize = 4096;
 
-/// PCI functions that are looked at: what one xenstore job reads beside their number.
-pub const PCI_FUNCTIONS: usize = JOB_STEPS - 1;
+/// PCI functions that are looked at: no more than one xenstore job reads beside their number.
+pub const PCI_FUNCTIONS: usize = 15;
 
 /// Bytes of the log that are kept: some sixty lines for a console that does not drain, and for
 /// the last words of an image that dies.
@@ -100,5 +140,8 @@ pub const EPITAPH_LINES: usize = 16;
 /// Attempts at a xenstore transaction that others keep disturbing (EAGAIN).
 pub const TRANSACTION_TRIES: usize = 32;
 
-const _: () = assert!(VBDS * RING_ENTRIES * SEGMENTS + VBD_PLACES <= MAPTRACK);
-const _: () = assert!(RING_ENTRIES.is_power_of_two() && QUEUE_ENTRIES.is_power_of_two());
+const _: () = assert!(PCI_FUNCTIONS < JOB_STEPS);
+// Any request can be mapped when nothing else is.
+const _: () = assert!(INDIRECT_SEGMENTS <= GRANT_BATCH && GRANT_BATCH <= MAPPINGS);
+const _: () =
+    assert!(RING_PAGES.is_power_of_two() && QUEUES.is_power_of_two() && QUEUE_ENTRIES.is_power_of_two());

@@ -4,9 +4,13 @@
 
 use core::fmt;
 
-use crate::units::{DomId, GrantRef, Port};
+use heapless::Vec;
+
+use super::link::Endpoint;
+use crate::limits::{INDIRECT_SEGMENTS, RING_PAGES};
+use crate::units::{Discard, DomId, GrantRef, Port};
 use crate::volume::Volume;
-use crate::wire::blkif;
+use crate::wire::blkif::Protocol;
 use crate::wire::xenbus::{self, Answer, Job, Path, StoreError, Value, XenbusState};
 
 // Bits of the node `info`.
@@ -37,7 +41,9 @@ impl DeviceId {
         Self::parse(token.strip_prefix("fe/")?)
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// What `GUEST/DEVICE` is about, whatever may follow after another slash.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('/');
         let guest = DomId(xenbus::number(parts.next()?)?);
         Some(Self { guest, device: xenbus::number(parts.next()?)? })
@@ -97,6 +103,8 @@ pub(super) struct Wish {
     pub(super) frontend_id: Option<u32>,
     removable: bool,
     cdrom: bool,
+    /// `discard-enable`, which only says no.
+    no_discard: bool,
 }
 
 impl Ours {
@@ -110,6 +118,7 @@ impl Ours {
             .read("frontend-id")
             .read("removable")
             .read("device-type")
+            .read("discard-enable")
     }
 
     /// What the answers to [`Ours::job`] say; nothing when the directory is gone.
@@ -117,7 +126,7 @@ impl Ours {
     /// # Errors
     /// xenstore failed: it is to be asked again.
     pub(super) fn parse(answers: &[Answer]) -> Result<Option<Self>, StoreError> {
-        let [state, online, params, mode, frontend_id, removable, device_type] = answers else {
+        let [state, online, params, mode, frontend_id, removable, device_type, discard] = answers else {
             return Err(StoreError::Other);
         };
         let state = match state {
@@ -125,7 +134,7 @@ impl Ours {
             Err(StoreError::NotFound) => return Ok(None),
             Err(error) => return Err(*error),
         };
-        for answer in [online, params, mode, frontend_id, removable, device_type] {
+        for answer in [online, params, mode, frontend_id, removable, device_type, discard] {
             if let Err(error @ (StoreError::Again | StoreError::Other)) = answer {
                 return Err(*error);
             }
@@ -137,6 +146,7 @@ impl Ours {
             frontend_id: decimal(text(frontend_id)),
             removable: text(removable) == "1",
             cdrom: text(device_type) == "cdrom",
+            no_discard: text(discard) == "0",
         };
         Ok(Some(Self { state, online: text(online) != "0", wish }))
     }
@@ -157,23 +167,61 @@ impl Wish {
         }
         info
     }
+
+    /// How discards are offered, if they are.
+    pub(super) fn discards(&self, volume: &Volume) -> Option<Discard> {
+        volume.discard.filter(|_| !self.no_discard)
+    }
+}
+
+/// What a frontend may use besides one ring of direct requests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Offers {
+    /// Rings.
+    pub(super) queues: usize,
+    /// Indirect requests.
+    pub(super) indirect: bool,
+    /// Grants that stay mapped.
+    pub(super) persistent: bool,
 }
 
 /// Offers the device: everything the frontend needs to know, and the state it waits for.
 ///
 /// Linux writes all this when it connects. Written now, a node quota that is used up refuses the
 /// attach where the toolstack still looks; and a frontend that was resumed, and therefore does not
-/// wait for this state, finds it too. What is not offered (more queues, larger rings, indirect
-/// requests, barriers) has no node: absent means none, and each costs us of the quota.
-pub(super) fn offer(id: DeviceId, from: XenbusState, wish: &Wish, volume: &Volume) -> Job {
-    Job::new(&id.home())
+/// wait for this state, finds it too. What is not offered, or is what a frontend assumes, has no
+/// node: each costs us of the quota.
+pub(super) fn offer(id: DeviceId, from: XenbusState, wish: &Wish, volume: &Volume, offers: Offers) -> Job {
+    let job = Job::new(&id.home())
         .while_state(&[from])
         .write("sectors", volume.sectors().0)
         .write("sector-size", volume.block_size())
-        .write("physical-sector-size", volume.block_size())
         .write("info", wish.info())
-        .write("feature-flush-cache", u32::from(volume.volatile_cache))
-        .write_state(XenbusState::InitWait)
+        .write("max-ring-page-order", RING_PAGES.ilog2());
+    let job = when(volume.physical_block_size != volume.block_size(), job, |job| {
+        job.write("physical-sector-size", volume.physical_block_size)
+    });
+    // As in Linux: without a volatile cache nothing needs to be flushed.
+    let job = when(volume.volatile_cache, job, |job| {
+        job.write("feature-flush-cache", 1).write("feature-barrier", 1)
+    });
+    let job = when(offers.queues > 1, job, |job| job.write("multi-queue-max-queues", offers.queues));
+    let job = when(offers.indirect, job, |job| job.write("feature-max-indirect-segments", INDIRECT_SEGMENTS));
+    let job = when(offers.persistent, job, |job| job.write("feature-persistent", 1));
+    let job = match wish.discards(volume) {
+        Some(discard) => offer_discard(job, discard),
+        None => job,
+    };
+    job.write_state(XenbusState::InitWait)
+}
+
+fn offer_discard(job: Job, discard: Discard) -> Job {
+    let job = job.write("feature-discard", 1).write("discard-granularity", discard.granularity);
+    when(discard.alignment != 0, job, |job| job.write("discard-alignment", discard.alignment))
+}
+
+fn when(condition: bool, job: Job, then: impl FnOnce(Job) -> Job) -> Job {
+    if condition { then(job) } else { job }
 }
 
 /// What the frontend's directory says.
@@ -183,8 +231,8 @@ pub(super) enum Theirs {
     Gone,
     /// The frontend starts, or starts again.
     Starting,
-    /// The frontend has said where its ring is; it may take itself for connected.
-    Ready(Result<Endpoint, Unserved>),
+    /// The frontend has said how it is to be served; it may take itself for connected.
+    Ready(Result<Terms, Unserved>),
     /// The frontend wants to close.
     Closing,
     /// The frontend is closed.
@@ -193,24 +241,31 @@ pub(super) enum Theirs {
     Other,
 }
 
-/// Where a frontend's ring is.
+/// How a frontend is to be served. Where all its rings are is read one by one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Endpoint {
-    /// The ring page.
-    pub(super) ring: GrantRef,
-    /// The frontend's event channel port.
-    pub(super) port: Port,
+pub(super) struct Terms {
+    /// The layout of its requests.
+    pub(super) protocol: Protocol,
+    /// How many rings it has; one at least.
+    pub(super) queues: usize,
+    /// How many pages each has, where it says so; a power of two.
+    pages: Option<usize>,
+    /// It lets its pages stay mapped.
+    pub(super) persistent: bool,
+    /// Where the first ring is: tells one that was resumed from one that was not.
+    first_ring: u32,
+    first_port: u32,
 }
 
 /// Why a ready frontend cannot be served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Unserved {
-    /// The layout of 32-bit guests: said, or meant by saying nothing.
-    Protocol32,
-    /// Some other layout.
-    ProtocolUnknown,
-    /// A ring of more than the one page that was offered.
+    /// Some layout that is not known.
+    Protocol,
+    /// A ring larger than was offered.
     RingOrder,
+    /// More rings than were offered, or none.
+    Queues,
     /// No grant reference.
     NoRing,
     /// No event channel.
@@ -220,9 +275,9 @@ pub(super) enum Unserved {
 impl fmt::Display for Unserved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Protocol32 => "its frontend uses the protocol x86_32-abi, which is not served",
-            Self::ProtocolUnknown => "its frontend uses an unknown protocol",
-            Self::RingOrder => "its frontend made a ring of several pages, which was not offered",
+            Self::Protocol => "its frontend uses an unknown protocol",
+            Self::RingOrder => "its frontend made a ring of more pages than were offered",
+            Self::Queues => "its frontend wants none or more queues than were offered",
             Self::NoRing => "its frontend gave no valid ring-ref",
             Self::NoPort => "its frontend gave no valid event-channel",
         })
@@ -234,11 +289,16 @@ impl Theirs {
     pub(super) fn job(id: DeviceId) -> Job {
         Job::new(&id.frontend())
             .read("state")
-            .read("ring-ref")
+            .read("protocol")
+            .read("multi-queue-num-queues")
             .read("ring-page-order")
+            .read("feature-persistent")
+            .read("ring-ref")
             .read("ring-ref0")
             .read("event-channel")
-            .read("protocol")
+            .read("queue-0/ring-ref")
+            .read("queue-0/ring-ref0")
+            .read("queue-0/event-channel")
     }
 
     /// What the answers to [`Theirs::job`] say. The directory is the guest's: whatever it did to it
@@ -254,7 +314,7 @@ impl Theirs {
         };
         match state {
             XenbusState::Initialising => Self::Starting,
-            XenbusState::Initialised | XenbusState::Connected => Self::Ready(Endpoint::parse(nodes)),
+            XenbusState::Initialised | XenbusState::Connected => Self::Ready(Terms::parse(nodes)),
             XenbusState::Closing => Self::Closing,
             XenbusState::Closed => Self::Closed,
             XenbusState::Unknown
@@ -265,25 +325,70 @@ impl Theirs {
     }
 }
 
-impl Endpoint {
+impl Terms {
     fn parse(nodes: &[Answer]) -> Result<Self, Unserved> {
-        let [ring_ref, order, ring_ref0, port, protocol] = nodes else { return Err(Unserved::NoRing) };
-        match text(protocol) {
-            blkif::PROTOCOL => {}
-            // The header says that nothing means the backend's own; Linux on x86 means this one.
-            "" | "x86_32-abi" => return Err(Unserved::Protocol32),
-            _ => return Err(Unserved::ProtocolUnknown),
-        }
-        // The presence of an order, even zero, means numbered references; not all frontends agree.
-        let ring_ref = match text(order) {
-            "" => ring_ref,
-            "0" if ring_ref0.is_ok() => ring_ref0,
-            "0" => ring_ref,
-            _ => return Err(Unserved::RingOrder),
+        let [protocol, queues, order, persistent, rings @ ..] = nodes else { return Err(Unserved::NoRing) };
+        let protocol = Protocol::parse(text(protocol)).ok_or(Unserved::Protocol)?;
+        let queues = match text(queues) {
+            "" => 1,
+            queues => decimal(queues).filter(|queues| *queues > 0).ok_or(Unserved::Queues)?,
         };
-        let ring = decimal(text(ring_ref)).map(GrantRef).ok_or(Unserved::NoRing)?;
+        let pages = match text(order) {
+            "" => None,
+            order => {
+                let order = decimal(order).filter(|order| *order <= RING_PAGES.ilog2());
+                Some(1 << order.ok_or(Unserved::RingOrder)?)
+            }
+        };
+        let first = |places: &[usize]| {
+            let number = |place: &usize| decimal(text(rings.get(*place)?));
+            places.iter().find_map(number)
+        };
+        Ok(Self {
+            protocol,
+            queues: queues as usize,
+            pages,
+            persistent: text(persistent) == "1",
+            first_ring: first(&[0, 1, 3, 4]).ok_or(Unserved::NoRing)?,
+            first_port: first(&[2, 5]).ok_or(Unserved::NoPort)?,
+        })
+    }
+}
+
+impl Endpoint {
+    /// Reads where a ring of the frontend is, and whether the frontend is still ready. One that has
+    /// one ring has its nodes among the others.
+    pub(super) fn job(id: DeviceId, terms: &Terms, ring: usize) -> Job {
+        let read = |job: Job, name: fmt::Arguments<'_>| match terms.queues {
+            1 => job.read(&xenbus::node(name)),
+            _ => job.read(&xenbus::node(format_args!("queue-{ring}/{name}"))),
+        };
+        let job = read(Job::new(&id.frontend()).read("state"), format_args!("event-channel"));
+        let job =
+            (0..terms.pages.unwrap_or(0)).fold(job, |job, page| read(job, format_args!("ring-ref{page}")));
+        // The presence of an order, even zero, means numbered references; not all frontends with one
+        // page agree.
+        when(terms.pages.unwrap_or(1) == 1, job, |job| read(job, format_args!("ring-ref")))
+    }
+
+    /// What the answers to [`Endpoint::job`] say; nothing when the frontend is not ready any more.
+    pub(super) fn parse(terms: &Terms, answers: &[Answer]) -> Result<Option<Self>, Unserved> {
+        let [state, port, refs @ ..] = answers else { return Err(Unserved::NoRing) };
+        match XenbusState::parse(text(state)) {
+            XenbusState::Initialised | XenbusState::Connected => {}
+            XenbusState::Unknown
+            | XenbusState::Initialising
+            | XenbusState::InitWait
+            | XenbusState::Closing
+            | XenbusState::Closed
+            | XenbusState::Reconfiguring
+            | XenbusState::Reconfigured => return Ok(None),
+        }
         let port = decimal(text(port)).map(Port).ok_or(Unserved::NoPort)?;
-        Ok(Self { ring, port })
+        let refs = refs.iter().filter(|gref| terms.pages != Some(1) || gref.is_ok());
+        let pages = refs.map(|gref| decimal(text(gref)).map(GrantRef).ok_or(Unserved::NoRing));
+        let pages = pages.take(terms.pages.unwrap_or(1)).collect::<Result<Vec<_, _>, _>>()?;
+        if pages.is_empty() { Err(Unserved::NoRing) } else { Ok(Some(Self { pages, port })) }
     }
 }
 
@@ -298,111 +403,4 @@ fn decimal(text: &str) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::vec::Vec;
-
-    fn answers(texts: &[&str]) -> Vec<Answer> {
-        let answer = |text: &&str| match *text {
-            "-" => Err(StoreError::NotFound),
-            "#" => Err(StoreError::Denied),
-            "!" => Err(StoreError::TooLong),
-            "?" => Err(StoreError::Other),
-            text => Ok(Value::try_from(text).unwrap()),
-        };
-        texts.iter().map(answer).collect()
-    }
-
-    fn ours(texts: &[&str; 7]) -> Result<Option<Ours>, StoreError> {
-        Ours::parse(&answers(texts))
-    }
-
-    #[test]
-    fn our_directory_is_read_as_libxl_writes_it() {
-        let said = ours(&["1", "1", "/dev/nvme0n1", "w", "5", "0", "disk"]).unwrap().unwrap();
-        assert_eq!((said.state, said.online), (XenbusState::Initialising, true));
-        assert_eq!((said.wish.writable, said.wish.frontend_id, said.wish.info()), (true, Some(5), 0));
-        let said = ours(&["5", "0", "x", "r", "-", "1", "cdrom"]).unwrap().unwrap();
-        assert_eq!((said.state, said.online), (XenbusState::Closing, false));
-        assert_eq!((said.wish.writable, said.wish.frontend_id, said.wish.info()), (false, None, 7));
-    }
-
-    #[test]
-    fn what_is_missing_is_harmless() {
-        assert_eq!(ours(&["-", "1", "x", "w", "5", "0", "disk"]), Ok(None));
-        let said = ours(&["1", "-", "!", "-", "-", "-", "-"]).unwrap().unwrap();
-        assert!(said.online && !said.wish.writable);
-        assert_eq!(said.wish.target, Err(StoreError::TooLong));
-    }
-
-    #[test]
-    fn a_failing_store_says_nothing_about_the_device() {
-        for at in 0..7 {
-            let mut texts = ["1", "1", "x", "w", "5", "0", "disk"];
-            texts[at] = "?";
-            assert_eq!(ours(&texts), Err(StoreError::Other), "node {at}");
-        }
-        assert_eq!(Ours::parse(&[]), Err(StoreError::Other));
-    }
-
-    #[test]
-    fn the_frontends_state_decides() {
-        let theirs = |state| Theirs::parse(&answers(&[state, "8", "-", "-", "15", "x86_64-abi"]));
-        let endpoint = Ok(Endpoint { ring: GrantRef(8), port: Port(15) });
-        assert_eq!(theirs("-"), Theirs::Gone);
-        assert_eq!(theirs("#"), Theirs::Gone);
-        assert_eq!(theirs("1"), Theirs::Starting);
-        assert_eq!(theirs("3"), Theirs::Ready(endpoint));
-        assert_eq!(theirs("4"), Theirs::Ready(endpoint));
-        assert_eq!(theirs("5"), Theirs::Closing);
-        assert_eq!(theirs("6"), Theirs::Closed);
-        for state in ["0", "2", "7", "8", "9", "", "04", "4 ", "!", "?"] {
-            assert_eq!(theirs(state), Theirs::Other, "{state}");
-        }
-        assert_eq!(Theirs::parse(&[]), Theirs::Other);
-    }
-
-    #[test]
-    fn a_ring_is_found_where_frontends_put_it() {
-        let ring = |ring_ref, order, ring_ref0, port, protocol| {
-            let said = Endpoint::parse(&answers(&[ring_ref, order, ring_ref0, port, protocol]));
-            said.map(|endpoint| (endpoint.ring.0, endpoint.port.0))
-        };
-        let abi = blkif::PROTOCOL;
-        assert_eq!(ring("8", "-", "9", "15", abi), Ok((8, 15)));
-        assert_eq!(ring("8", "0", "9", "15", abi), Ok((9, 15)));
-        assert_eq!(ring("8", "0", "-", "15", abi), Ok((8, 15)));
-        assert_eq!(ring("8", "1", "9", "15", abi), Err(Unserved::RingOrder));
-        assert_eq!(ring("-", "-", "9", "15", abi), Err(Unserved::NoRing));
-        assert_eq!(ring("8", "-", "-", "-", abi), Err(Unserved::NoPort));
-        assert_eq!(ring("8", "-", "-", "15", "-"), Err(Unserved::Protocol32));
-        assert_eq!(ring("8", "-", "-", "15", "x86_32-abi"), Err(Unserved::Protocol32));
-        assert_eq!(ring("8", "-", "-", "15", "arm-abi"), Err(Unserved::ProtocolUnknown));
-        for odd in ["", "+8", " 8", "8 ", "-8", "0x8", "4294967296", "8\n", "99999999999999999999999"] {
-            assert_eq!(ring(odd, "-", "-", "15", abi), Err(Unserved::NoRing), "{odd:?}");
-            assert_eq!(ring("8", "-", "-", odd, abi), Err(Unserved::NoPort), "{odd:?}");
-        }
-        assert_eq!(ring("4294967295", "-", "-", "0", abi), Ok((u32::MAX, 0)));
-    }
-
-    #[test]
-    fn the_longest_paths_fit() {
-        let id = DeviceId { guest: DomId(u16::MAX), device: u32::MAX };
-        assert_eq!(id.errors().as_str(), "error/backend/vbd/65535/4294967295");
-        assert_eq!(id.frontend().as_str(), "/local/domain/65535/device/vbd/4294967295");
-        let _ = Theirs::job(id).watch("state", &id.token());
-        let _ = Ours::job(id);
-    }
-
-    #[test]
-    fn paths_and_tokens_name_devices() {
-        let id = Some(DeviceId { guest: DomId(5), device: 51728 });
-        assert_eq!(DeviceId::in_path("backend/vbd/5/51728/state"), id);
-        assert_eq!(DeviceId::in_path("backend/vbd/5/51728"), id);
-        assert_eq!(DeviceId::in_token("fe/5/51728"), id);
-        for other in ["backend", "backend/vbd", "backend/vbd/5", "backend/qdisk/5/1", "backend/vbd/70000/1"] {
-            assert_eq!(DeviceId::in_path(other), None, "{other}");
-        }
-        assert_eq!(DeviceId::in_path("backend/vbd/+5/1"), None);
-    }
-}
+mod tests;

@@ -1,13 +1,46 @@
-//! What a device needs to connect, taken when it is offered and kept until it is over: the slots of
-//! its ring and an event channel. So a budget that is used up refuses the attach, where the
-//! toolstack still looks, and not the connection. (An address for the ring page is there for every
-//! device, see [`crate::limits::MAPPED_PAGES`].)
+//! What a device needs to connect, taken when it is offered and kept until it is over: the means for
+//! its requests and event channels for its rings. So a budget that is used up refuses the attach,
+//! where the toolstack still looks, and not the connection. (Addresses for the pages of all rings
+//! are there, see [`crate::limits::MAPPED_PAGES`].)
 
 use core::fmt;
 
-use super::slots::{OutOfMemory, Slots};
+use heapless::Vec;
+
+use super::counters::Counters;
+use super::handshake::Offers;
+use super::means::{Allowance, Means, OutOfMemory};
+use super::requests::{Requests, Service};
 use crate::hal::{Hal, HypervisorError};
-use crate::units::{DomId, Port};
+use crate::limits::{KEEPERS, QUEUES, RINGS, VBDS};
+use crate::mem::private::PageBox;
+use crate::units::{DomId, Instant, Port};
+
+/// What one device has of what all share.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Share {
+    /// Rings that it was offered.
+    rings: usize,
+    /// Whether it keeps pages mapped.
+    keeps: bool,
+}
+
+impl Share {
+    /// What another device may have, of what these leave: so many rings that the budget for all lasts
+    /// for ever more devices, and one for each that there can be.
+    fn left_by(others: impl Iterator<Item = Self>) -> Allowance {
+        let (mut devices, mut spare, mut keepers) = (0, RINGS - VBDS, 0);
+        for other in others {
+            devices += usize::from(other.rings > 0);
+            spare -= other.rings.saturating_sub(1).min(spare);
+            keepers += usize::from(other.keeps);
+        }
+        debug_assert!(devices <= VBDS);
+        // A sixteenth of what is left, as a power of two.
+        let rings = 1 << (spare / QUEUES).max(1).ilog2();
+        Allowance { rings: rings.min(QUEUES), keeps: keepers < KEEPERS }
+    }
+}
 
 /// A budget that is used up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,81 +61,117 @@ impl fmt::Display for Shortage {
     }
 }
 
-/// What is reserved, and not lent to a connection.
+/// What is reserved.
 #[derive(Debug)]
 pub(super) struct Reserve {
-    slots: Option<Slots>,
+    /// In a page of its own; unless it is lent to a connection.
+    pub(super) requests: Option<PageBox<Requests>>,
+    share: Share,
     /// Open to nobody but us: closed just before another is bound, it leaves room for that one.
-    port: Option<Port>,
+    ports: Vec<Port, QUEUES>,
 }
 
 impl Reserve {
-    pub(super) const NOTHING: Self = Self { slots: None, port: None };
+    pub(super) const NOTHING: Self =
+        Self { requests: None, share: Share { rings: 0, keeps: false }, ports: Vec::new() };
 
-    /// Reserves what is not reserved already. Nothing may be lent.
+    /// What it has of what all devices share.
+    pub(super) const fn share(&self) -> Share {
+        self.share
+    }
+
+    /// What a frontend may be offered with it.
+    ///
+    /// # Panics
+    /// When nothing is reserved, or the means are lent.
+    pub(super) fn offers(&self) -> Offers {
+        let means = self.requests.as_ref().expect("reserved before the device is offered").means();
+        Offers { queues: means.links.most, indirect: means.is_full, persistent: means.keep.is_some() }
+    }
+
+    /// Counts from now on: the device is another one than before.
+    pub(super) fn count_anew(&mut self, now: Instant) {
+        if let Some(requests) = &mut self.requests {
+            requests.means_mut().counters = Counters::new(now);
+        }
+    }
+
+    /// Reserves what the others leave, if nothing is reserved already, for a device that is served so.
+    /// Nothing may be lent.
     ///
     /// # Errors
     /// Which budget is used up; nothing is reserved then.
-    pub(super) fn fill(&mut self, hal: &mut impl Hal) -> Result<(), Shortage> {
-        if self.slots.is_none() {
-            self.slots = Some(Slots::take(hal).map_err(Shortage::Memory)?);
+    pub(super) fn fill(
+        &mut self,
+        hal: &mut impl Hal,
+        service: Service,
+        others: impl Iterator<Item = Share>,
+        now: Instant,
+    ) -> Result<(), Shortage> {
+        if let Some(requests) = self.requests.as_mut().filter(|_| !self.ports.is_empty()) {
+            requests.serve(service);
+            return Ok(());
         }
-        if self.port.is_none() {
+        self.empty(hal);
+        let allowance = Share::left_by(others);
+        let (page, mut means) = Means::take(hal, allowance, now).map_err(Shortage::Memory)?;
+        for _ in 0..means.links.most {
             match hal.alloc_unbound(DomId::SELF) {
-                Ok(port) => self.port = Some(port),
+                Ok(port) => self.ports.push(port).expect("one for each ring"),
+                Err(_) if !self.ports.is_empty() => break,
                 Err(error) => {
-                    self.empty(hal);
+                    means.give_back(hal);
+                    hal.return_private(page);
                     return Err(Shortage::Ports(error));
                 }
             }
         }
+        means.links.most = self.ports.len();
+        self.share = Share { rings: self.ports.len(), keeps: means.keep.is_some() };
+        self.requests = Some(PageBox::new(page, Requests::new(service, means)));
         Ok(())
     }
 
     /// Gives everything back.
     pub(super) fn empty(&mut self, hal: &mut impl Hal) {
-        if let Some(slots) = self.slots.take() {
-            slots.give_back(hal);
+        if let Some(requests) = self.requests.take() {
+            let (page, requests) = requests.into_parts();
+            requests.into_means().give_back(hal);
+            hal.return_private(page);
         }
-        if let Some(port) = self.port.take() {
+        while let Some(port) = self.ports.pop() {
             hal.close(port);
         }
+        self.share = Share::default();
     }
 
-    /// Binds the port `remote` of `guest` in place of the reserved one, and lends the slots.
+    /// Binds the port `remote` of `guest` in place of a reserved one.
     ///
     /// # Errors
-    /// The guest has no such port for us; everything stays reserved.
-    ///
-    /// # Panics
-    /// When nothing is reserved.
+    /// The guest has no such port for us; what was reserved stays so.
     pub(super) fn bind(
         &mut self,
         hal: &mut impl Hal,
         guest: DomId,
         remote: Port,
-    ) -> Result<(Port, Slots), HypervisorError> {
-        if let Some(port) = self.port.take() {
+    ) -> Result<Port, HypervisorError> {
+        if let Some(port) = self.ports.pop() {
             hal.close(port);
         }
-        match hal.bind_interdomain(guest, remote) {
-            Ok(port) => Ok((port, self.slots.take().expect("reserved when the device was offered"))),
-            Err(error) => {
-                self.reserve_port_again(hal);
-                Err(error)
-            }
-        }
+        hal.bind_interdomain(guest, remote).inspect_err(|_| self.reserve_port_again(hal))
     }
 
-    /// Closes a port and takes the slots that were lent.
-    pub(super) fn unbind(&mut self, hal: &mut impl Hal, port: Port, slots: Slots) {
+    /// Closes a port.
+    pub(super) fn unbind(&mut self, hal: &mut impl Hal, port: Port) {
         hal.close(port);
         self.reserve_port_again(hal);
-        self.slots = Some(slots);
     }
 
     /// Takes the place of a port that was just closed, so there is one.
     fn reserve_port_again(&mut self, hal: &mut impl Hal) {
-        self.port = hal.alloc_unbound(DomId::SELF).ok();
+        if let Ok(port) = hal.alloc_unbound(DomId::SELF) {
+            // There were as many before.
+            let _ = self.ports.push(port);
+        }
     }
 }

@@ -1,72 +1,198 @@
 //! A slot: one accepted request, from its copy out of the ring to its one response. It holds all
 //! that is needed to do the request again without looking at the ring.
 
-use heapless::Vec;
+use core::ops::Range;
 
-use crate::hal::{DeviceAccess, GrantMap, GrantMapping};
-use crate::limits::SEGMENTS;
-use crate::units::{Block, PAGE_SIZE, SECTOR_SIZE, Span};
-use crate::wire::blkif::{Head, Operation, Request, Segment, Segments, Status};
+use crate::hal::{DeviceAccess, DmaPage};
+use crate::limits::{INDIRECT_SEGMENTS, SEGMENTS};
+use crate::mem::SharedPage;
+use crate::units::{Block, BusAddr, GrantHandle, GrantRef, Instant, PAGE_SIZE, SECTOR_SIZE, Sector, Span};
+use crate::wire::blkif::{Head, Operation, Reject, SEGMENT_BYTES, Segment, Status};
+
+/// How a guest's page is held.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Grant {
+    /// It is to be mapped, or could not be.
+    Asked(GrantRef),
+    /// Mapped for this request.
+    Mapped(GrantHandle),
+    /// Kept, at this place of the table.
+    Kept(u16),
+}
+
+/// A segment of an accepted request: a run of sectors inside one page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Piece {
+    pub(super) grant: Grant,
+    /// The page as devices see it, once it is mapped; in the lowest bits the first and last sector.
+    place: u64,
+}
+
+impl Piece {
+    const NONE: Self = Self { grant: Grant::Asked(GrantRef(0)), place: 0 };
+
+    fn new(segment: Segment) -> Self {
+        let place = u64::from(segment.first) | u64::from(segment.last) << 3;
+        Self { grant: Grant::Asked(segment.gref), place }
+    }
+
+    /// The page was found or mapped.
+    pub(super) const fn at(self, grant: Grant, page: BusAddr) -> Self {
+        Self { grant, place: self.place & 0x3f | page.0 }
+    }
+
+    /// The page as devices see it.
+    pub(super) const fn page(self) -> BusAddr {
+        BusAddr(self.place & !(PAGE_SIZE as u64 - 1))
+    }
+
+    fn span(self) -> Span {
+        let (first, last) = (self.place & 7, self.place >> 3 & 7);
+        let sector = SECTOR_SIZE as u64;
+        Span { bus: self.page().offset(first * sector), bytes: ((last + 1 - first) * sector) as u32 }
+    }
+
+    const fn to_words(self) -> [u64; 2] {
+        let (kind, number) = match self.grant {
+            Grant::Asked(gref) => (0, gref.0),
+            Grant::Mapped(handle) => (1, handle.0),
+            Grant::Kept(place) => (2, place as u32),
+        };
+        [kind << 32 | number as u64, self.place]
+    }
+
+    const fn from_words([grant, place]: [u64; 2]) -> Self {
+        let number = grant as u32;
+        let grant = match grant >> 32 {
+            0 => Grant::Asked(GrantRef(number)),
+            1 => Grant::Mapped(GrantHandle(number)),
+            _ => Grant::Kept(number as u16),
+        };
+        Self { grant, place }
+    }
+}
+
+const PIECE_BYTES: usize = 16;
+
+/// Where the segments of an indirect request are copied to: the second half of the page that its
+/// pieces are then written to from the start on, each after its segment was read.
+const COPIED: usize = PAGE_SIZE - INDIRECT_SEGMENTS * SEGMENT_BYTES;
+
+const _: () = assert!(INDIRECT_SEGMENTS * PIECE_BYTES <= PAGE_SIZE);
 
 /// An accepted request.
 #[derive(Debug)]
 pub(super) struct Slot {
     /// What the response repeats.
     pub(super) head: Head,
+    /// Which ring it came from.
+    pub(super) ring: u8,
     /// What to do.
     pub(super) op: Operation,
     /// How it went so far.
     pub(super) status: Status,
-    /// The guest's pages.
-    pub(super) segments: Segments,
-    /// Those of the pages that are mapped.
-    pub(super) mappings: Vec<GrantMapping, SEGMENTS>,
-    /// Waits in the ring's queue for commands to be issued.
+    /// Waits in the queue for commands to be issued.
     pub(super) queued: bool,
     /// A flush comes first, and was not issued.
     pub(super) flush: bool,
-    /// Where the data not yet issued belongs.
+    /// Commands that the device has not completed.
+    pub(super) parts: u16,
+    /// How many pieces there are, and how many of them were issued.
+    count: u16,
+    issued: u16,
+    /// When it was taken off the ring.
+    pub(super) taken: Instant,
+    /// Its place on the virtual disk, while its segments are not known.
+    pub(super) sector: Sector,
+    /// Its length.
+    pub(super) sectors: u64,
+    /// What comes next on the disk, and what of a discard is not issued.
     pub(super) next: Block,
-    /// The data.
-    spans: Vec<Span, SEGMENTS>,
-    /// How many spans were issued.
-    issued: usize,
-    /// Commands that the device has not completed. Each has a span at least, or is the flush.
-    pub(super) parts: u32,
+    pub(super) left: Block,
+    /// The pieces of a direct request.
+    direct: [Piece; SEGMENTS],
+    /// Those of an indirect one: as many pairs of words.
+    pub(super) page: Option<DmaPage>,
 }
 
 impl Slot {
     /// A slot that holds nothing.
     pub(super) const EMPTY: Self = Self {
         head: Head { operation: 0, id: 0 },
+        ring: 0,
         op: Operation::Read,
         status: Status::Okay,
-        segments: Segments::new(),
-        mappings: Vec::new(),
         queued: false,
         flush: false,
-        next: Block(0),
-        spans: Vec::new(),
-        issued: 0,
         parts: 0,
+        count: 0,
+        issued: 0,
+        taken: Instant(0),
+        sector: Sector(0),
+        sectors: 0,
+        next: Block(0),
+        left: Block(0),
+        direct: [Piece::NONE; SEGMENTS],
+        page: None,
     };
 
-    /// Takes a request on, whose data belongs at `first`.
-    pub(super) fn accept(&mut self, head: Head, request: Request, first: Block) {
-        self.head = head;
-        self.op = request.op;
-        self.status = Status::Okay;
-        self.segments = request.segments;
-        self.mappings.clear();
-        self.queued = false;
-        self.flush = match request.op {
-            Operation::Read | Operation::Write => false,
-            Operation::Flush => true,
-        };
-        self.next = first;
-        self.spans.clear();
-        self.issued = 0;
-        self.parts = 0;
+    /// Takes a request on that has no pieces yet.
+    pub(super) fn accept(&mut self, head: Head, ring: u8, op: Operation, now: Instant) {
+        debug_assert!(self.page.is_none(), "a free slot has no page");
+        let flush = matches!(op, Operation::Flush | Operation::Barrier);
+        *self = Self { head, ring, op, flush, taken: now, ..Self::EMPTY };
+    }
+
+    /// The segments of a direct request.
+    pub(super) fn hold(&mut self, segments: &[Segment]) {
+        self.count = segments.len() as u16;
+        for (piece, segment) in self.direct.iter_mut().zip(segments) {
+            *piece = Piece::new(*segment);
+        }
+        self.sectors = segments.iter().map(|segment| segment.sectors()).sum();
+    }
+
+    /// Makes room for the segments of an indirect request; returns where they are to be copied to.
+    pub(super) fn make_room(&mut self, count: usize, page: DmaPage) -> BusAddr {
+        self.count = count as u16;
+        self.page.insert(page).bus.offset(COPIED as u64)
+    }
+
+    /// Makes pieces of the segments that were copied.
+    ///
+    /// # Errors
+    /// One makes no sense; there are no pieces then.
+    pub(super) fn hold_copied(&mut self) -> Result<(), Reject> {
+        let count = core::mem::take(&mut self.count);
+        let page = &self.page.as_ref().expect("there is room for copied segments").page;
+        for i in 0..usize::from(count) {
+            let segment = Segment::parse(page.read_u64(COPIED + i * SEGMENT_BYTES).to_le_bytes())?;
+            self.sectors += segment.sectors();
+            write_piece(page, i, Piece::new(segment));
+        }
+        self.count = count;
+        Ok(())
+    }
+
+    /// How many pieces there are.
+    pub(super) const fn pieces(&self) -> usize {
+        self.count as usize
+    }
+
+    /// A piece.
+    pub(super) fn piece(&self, i: usize) -> Piece {
+        match &self.page {
+            None => self.direct[i],
+            Some(page) => Piece::from_words([0, 8].map(|word| page.page.read_u64(i * PIECE_BYTES + word))),
+        }
+    }
+
+    /// Changes a piece.
+    pub(super) fn set_piece(&mut self, i: usize, piece: Piece) {
+        match &self.page {
+            None => self.direct[i] = piece,
+            Some(page) => write_piece(&page.page, i, piece),
+        }
     }
 
     /// What the device will do to the guest's pages. Guests grant the data of a write for reading
@@ -74,35 +200,45 @@ impl Slot {
     pub(super) const fn access(&self) -> DeviceAccess {
         match self.op {
             Operation::Read => DeviceAccess::Writes,
-            Operation::Write | Operation::Flush => DeviceAccess::Reads,
-        }
-    }
-
-    /// Takes over what became of its grants, one result a segment. True when all are mapped; when
-    /// not, those that are mapped are still to be given back.
-    pub(super) fn mapped(&mut self, results: &[GrantMap]) -> bool {
-        for (segment, grant) in self.segments.iter().zip(results) {
-            match grant.result {
-                Ok(mapping) => {
-                    append(&mut self.mappings, mapping);
-                    append_span(&mut self.spans, *segment, mapping);
-                }
-                Err(_) => self.status = Status::Error,
+            Operation::Write | Operation::Flush | Operation::Barrier | Operation::Discard => {
+                DeviceAccess::Reads
             }
         }
-        self.status == Status::Okay
     }
 
-    /// The data that was not issued.
-    pub(super) fn rest(&self) -> &[Span] {
-        &self.spans[self.issued..]
+    /// The data that was not issued: spans, and how many pieces were issued once the span is.
+    pub(super) fn rest(&self) -> impl Iterator<Item = (Span, u16)> {
+        let mut at = self.issued;
+        core::iter::from_fn(move || {
+            let pieces = self.run(at..self.count)?;
+            at = pieces.1;
+            Some(pieces)
+        })
     }
 
-    /// Some of the rest was issued as one command; returns its bytes.
+    /// The first piece of a range with those that follow on in the same page: a command then has
+    /// fewer spans, and spans that meet inside a page are what controllers cannot express.
+    fn run(&self, range: Range<u16>) -> Option<(Span, u16)> {
+        let mut rest = range.map(|i| (self.piece(i.into()).span(), i + 1));
+        let (mut span, mut end) = rest.next()?;
+        for (next, after) in rest {
+            let follows = span.bus.offset(u64::from(span.bytes)) == next.bus;
+            if !follows || next.bus.0.is_multiple_of(PAGE_SIZE as u64) {
+                break;
+            }
+            span.bytes += next.bytes;
+            end = after;
+        }
+        Some((span, end))
+    }
+
+    /// So many spans of the rest were issued as one command; returns their bytes.
     pub(super) fn issue(&mut self, spans: usize) -> u32 {
-        let bytes = self.rest()[..spans].iter().map(|span| span.bytes).sum();
-        self.issued += spans;
-        self.parts += 1;
+        let (bytes, end) = self
+            .rest()
+            .take(spans)
+            .fold((0, self.issued), |(bytes, _), (span, end)| (bytes + span.bytes, end));
+        self.issued = end;
         bytes
     }
 
@@ -110,30 +246,18 @@ impl Slot {
     pub(super) fn abandon(&mut self) {
         self.status = Status::Error;
         self.flush = false;
-        self.issued = self.spans.len();
+        self.issued = self.count;
+        self.left = Block(0);
     }
 
     /// Whether everything was issued.
-    pub(super) fn all_issued(&self) -> bool {
-        !self.flush && self.issued == self.spans.len()
+    pub(super) const fn all_issued(&self) -> bool {
+        !self.flush && self.issued == self.count && self.left.0 == 0
     }
 }
 
-/// Adds a segment's data, to the span before where it follows on in the same page: a command then
-/// has fewer pieces, and pieces that meet inside a page are what controllers cannot express.
-fn append_span(spans: &mut Vec<Span, SEGMENTS>, segment: Segment, mapping: GrantMapping) {
-    let bus = mapping.bus.offset(segment.offset());
-    let bytes = segment.sectors() * SECTOR_SIZE as u32;
-    if let Some(last) = spans.last_mut()
-        && last.bus.offset(u64::from(last.bytes)) == bus
-        && !bus.0.is_multiple_of(PAGE_SIZE as u64)
-    {
-        last.bytes += bytes;
-    } else {
-        append(spans, Span { bus, bytes });
+fn write_piece(page: &SharedPage, i: usize, piece: Piece) {
+    for (word, value) in [0, 8].into_iter().zip(piece.to_words()) {
+        page.write_u64(i * PIECE_BYTES + word, value);
     }
-}
-
-fn append<T: core::fmt::Debug>(to: &mut Vec<T, SEGMENTS>, item: T) {
-    to.push(item).expect("one for each segment at most");
 }

@@ -1,21 +1,28 @@
-//! What the tests of this folder share: a machine that keeps count of what is mapped and bound,
-//! and chance that a seed replays.
+//! What the tests of this folder share: a machine that keeps count of what is mapped, bound and
+//! taken, and chance that a seed replays.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
 
 use crate::hal::{
-    Clock, DmaPage, Events, GrantMap, GrantMapping, GrantedPage, Grants, HypervisorError, Memory, MmioRegion,
+    Clock, DeviceAccess, DmaPage, Events, GrantCopy, GrantMap, GrantMapping, GrantedPage, Grants,
+    HypervisorError, Memory, MmioRegion,
 };
 use crate::mem::frame::Frame;
 use crate::mem::private::PrivatePage;
-use crate::units::{BusAddr, DomId, GrantHandle, GrantRef, Instant, Pirq, Port};
+use crate::units::{BusAddr, DomId, GrantHandle, GrantRef, Instant, PAGE_SIZE, Pirq, Port};
 
-/// Grants and ports of guests; everything else is nothing that `blkback` asks for itself.
+/// Grants and ports of guests, and our own pages; everything else is nothing that `blkback` asks for.
 #[derive(Default)]
 pub(crate) struct Machine {
-    /// Ring pages that guests grant.
+    /// Pages that guests grant and that are looked into: of rings, and of segments.
     pub(crate) granted: BTreeMap<(u16, u32), Frame>,
+    /// Grants that devices cannot be given. All others can.
+    pub(crate) bad: BTreeSet<u32>,
+    /// Grants that devices can reach, by handle.
+    pub(crate) reachable: BTreeMap<u32, u32>,
+    /// Grants that were asked for on behalf of devices, in order.
+    pub(crate) asked: Vec<(u32, DeviceAccess)>,
     /// Ports that guests left open for us.
     pub(crate) open: Vec<(u16, u32)>,
     /// Pages that are mapped, by handle.
@@ -32,7 +39,14 @@ pub(crate) struct Machine {
     pub(crate) taken_pages: usize,
     /// Ports notified, in order.
     pub(crate) notified: Vec<u32>,
+    /// Pages of ours that devices reach, by address.
+    own: BTreeMap<u64, Frame>,
     next: u32,
+}
+
+/// Where devices find a grant: pages of neighbouring grants are neighbours in memory.
+pub(crate) fn bus_of(gref: u32) -> u64 {
+    0x1000_0000 + u64::from(gref) * PAGE_SIZE as u64
 }
 
 impl Machine {
@@ -114,12 +128,37 @@ impl Grants for Machine {
         assert_eq!(frame.base(), page.page.base(), "a page goes back with its own mapping");
     }
 
-    fn map(&mut self, _: &mut [GrantMap]) {
-        unreachable!()
+    fn map(&mut self, batch: &mut [GrantMap]) {
+        for op in batch {
+            self.asked.push((op.gref.0, op.access));
+            if self.bad.contains(&op.gref.0) {
+                op.result = Err(HypervisorError { op: "GNTTABOP_map_grant_ref", code: -3 });
+                continue;
+            }
+            let handle = self.fresh();
+            self.reachable.insert(handle, op.gref.0);
+            op.result = Ok(GrantMapping { handle: GrantHandle(handle), bus: BusAddr(bus_of(op.gref.0)) });
+        }
     }
 
-    fn unmap(&mut self, _: &[GrantMapping]) {
-        unreachable!()
+    fn unmap(&mut self, batch: &[GrantMapping]) {
+        for mapping in batch {
+            let gref = self.reachable.remove(&mapping.handle.0).expect("only what is mapped is unmapped");
+            assert_eq!(mapping.bus.0, bus_of(gref), "a grant goes back with its own address");
+        }
+    }
+
+    fn copy(&mut self, batch: &mut [GrantCopy]) {
+        for op in batch {
+            let refused = HypervisorError { op: "GNTTABOP_copy", code: -3 };
+            let from = self.granted.get(&(op.dom.0, op.gref.0)).ok_or(refused);
+            op.result = from.map(|from| {
+                let mut bytes = std::vec![0; op.bytes];
+                from.read(0, &mut bytes);
+                let offset = op.to.0 % PAGE_SIZE as u64;
+                self.own[&(op.to.0 - offset)].write(offset as usize, &bytes);
+            });
+        }
     }
 
     fn grant(&mut self, _: DomId, _: &DmaPage) -> Result<GrantRef, HypervisorError> {
@@ -128,12 +167,23 @@ impl Grants for Machine {
 }
 
 impl Memory for Machine {
-    fn take_page(&mut self) -> Option<DmaPage> {
-        unreachable!()
+    fn free_pages(&self) -> usize {
+        self.free_pages
     }
 
-    fn return_page(&mut self, _: DmaPage) {
-        unreachable!()
+    fn take_page(&mut self) -> Option<DmaPage> {
+        self.free_pages = self.free_pages.checked_sub(1)?;
+        self.taken_pages += 1;
+        let bus = BusAddr(u64::from(self.fresh()) * PAGE_SIZE as u64);
+        let frame = Frame::new();
+        self.own.insert(bus.0, frame);
+        Some(DmaPage { page: frame.shared(), bus })
+    }
+
+    fn return_page(&mut self, page: DmaPage) {
+        self.own.remove(&page.bus.0).expect("only pages of ours are given back");
+        self.free_pages += 1;
+        self.taken_pages -= 1;
     }
 
     fn take_private(&mut self) -> Option<PrivatePage> {

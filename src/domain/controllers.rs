@@ -261,6 +261,6 @@ impl Domain<'_> {
 
 /// Whether any device is still connected to a disk of this controller.
 fn is_used(vbds: &mut Vbds, number: usize) -> bool {
-    let mut rings = vbds.iter_mut().flatten().filter_map(Vbd::ring_mut);
-    rings.any(|ring| ring.volume().disk.controller == number)
+    let mut served = vbds.iter_mut().flatten().filter_map(Vbd::requests_mut);
+    served.any(|requests| requests.volume().disk.controller == number)
 }

@@ -3,7 +3,7 @@
 //! guest loses its disk over it.
 
 use super::io::{Disks, Io, Vbds};
-use crate::blkback::{Ring, Vbd};
+use crate::blkback::{Requests, Vbd};
 use crate::drivers::{Disk, Status};
 use crate::hal::Memory;
 
@@ -32,9 +32,9 @@ impl Farewell {
         let is_starting = any(disks, |_, disk| disk.status() == Status::Starting);
         match self {
             Self::Draining => {
-                let mut rings = vbds.iter_mut().flatten().filter_map(Vbd::ring_mut);
+                let mut served = vbds.iter_mut().flatten().filter_map(Vbd::requests_mut);
                 if is_starting
-                    || rings.any(|ring| is_waited_for(ring, disks))
+                    || served.any(|requests| is_waited_for(requests, disks))
                     || any(disks, |number, disk| io.is_reading(number, disk))
                 {
                     return Some(self);
@@ -63,9 +63,9 @@ fn any(disks: &Disks, mut is_so: impl FnMut(usize, &Disk) -> bool) -> bool {
     disks.iter().enumerate().any(|(number, disk)| disk.as_ref().is_some_and(|disk| is_so(number, disk)))
 }
 
-/// Whether a ring has requests that will be answered. What a failed controller holds never is: Xen
+/// Whether a device has requests that will be answered. What a failed controller holds never is: Xen
 /// takes its pages back when the domain has ended.
-fn is_waited_for(ring: &Ring, disks: &Disks) -> bool {
-    let has_failed = disks[ring.volume().disk.controller].as_ref().is_none_or(Disk::has_failed);
-    ring.has_ended() || ring.in_flight() > 0 && !has_failed
+fn is_waited_for(requests: &Requests, disks: &Disks) -> bool {
+    let has_failed = disks[requests.volume().disk.controller].as_ref().is_none_or(Disk::has_failed);
+    requests.has_ended() || requests.in_flight() > 0 && !has_failed
 }

@@ -4,22 +4,23 @@
 //! Order within a turn: completions first, because they free slots; grants are given back before
 //! the answer that lets the guest reuse its pages; then new requests, commands, and one publish.
 
+use core::ops::Range;
+
 use heapless::Vec;
 
 use super::set::Set;
-use crate::blkback::{Ring, Vbd};
+use crate::blkback::{Admitted, Batch, Issued, Requests, Spans, Vbd, Work};
 use crate::drivers::{Completion, DeviceError, Disk, Operation, Refusal, Token};
-use crate::hal::{GrantMap, GrantMapping, Hal, Memory};
+use crate::hal::{GrantMapping, Hal, Memory};
 use crate::limits;
 use crate::units::{Block, Instant, Span};
 use crate::volume::DiskIndex;
-use crate::wire::blkif;
 
 /// Completions taken from one controller at a time.
 const COMPLETIONS: usize = limits::QUEUE_ENTRIES;
 
 // A token holds the vbd's place and the slot in its ring, and none of them is `OUR_FLUSH`.
-const _: () = assert!(limits::VBD_PLACES <= u16::MAX as usize && limits::RING_ENTRIES <= 1 << 8);
+const _: () = assert!(limits::VBD_PLACES <= u16::MAX as usize && limits::SLOTS <= 1 << 8);
 
 /// The state of it: who has something to be done.
 pub(super) struct Io {
@@ -40,8 +41,13 @@ pub(super) struct Io {
     /// By controller, the ring whose turn it is to issue a command: after the one that issued the
     /// last, so that all have equal shares of what a full controller can take.
     issue_cursors: [usize; limits::CONTROLLERS],
-    maps: Vec<GrantMap, { limits::GRANT_BATCH }>,
+    batch: Batch,
+    /// Pages that are mapped for requests in flight, and not kept.
+    held: usize,
     unmaps: Vec<GrantMapping, { limits::GRANT_BATCH }>,
+    /// Who admitted what in this turn, in the order of the batch.
+    shares: Shares,
+    spans: Spans,
     done: Vec<Completion, COMPLETIONS>,
     /// No new requests are taken any more.
     closing: bool,
@@ -65,6 +71,9 @@ enum OurRead {
     Ended(Result<(), DeviceError>),
 }
 
+/// Vbds, and what each admitted.
+type Shares = Vec<(u16, Admitted), { limits::VBD_PLACES }>;
+
 pub(super) type Vbds = Vec<Option<Vbd>, { limits::VBD_PLACES }>;
 /// By the numbers in their names; where there is none, the number is free.
 pub(super) type Disks = [Option<Disk>; limits::CONTROLLERS];
@@ -80,8 +89,11 @@ impl Io {
             stirred: Set::EMPTY,
             cursor: 0,
             issue_cursors: [0; limits::CONTROLLERS],
-            maps: Vec::new(),
+            batch: Batch::new(),
+            held: 0,
             unmaps: Vec::new(),
+            shares: Shares::new(),
+            spans: Spans::new(),
             done: Vec::new(),
             closing: false,
             flushes: [0; limits::CONTROLLERS],
@@ -161,9 +173,9 @@ impl Io {
         vbds: &mut Vbds,
     ) -> bool {
         let mut progress = self.complete(hal, now, disks, vbds);
-        progress |= self.finish(hal, vbds);
+        progress |= self.finish(hal, now, vbds);
         if !self.closing {
-            progress |= self.admit(hal, vbds);
+            progress |= self.admit(hal, now, vbds);
         }
         progress |= self.issue(disks, vbds);
         for disk in disks.iter_mut().flatten() {
@@ -196,8 +208,8 @@ impl Io {
                     Token(_) => {}
                 }
                 let (index, slot) = place(completion.token);
-                if let Some(ring) = ring(vbds, index) {
-                    ring.completed(slot, completion.result.is_ok());
+                if let Some(requests) = requests(vbds, index) {
+                    requests.completed(slot, completion.result.is_ok());
                     self.ended.add(index);
                     // Data that came with a flush is issued when the flush is done.
                     self.queued.add(index);
@@ -209,41 +221,50 @@ impl Io {
     }
 
     /// Gives the grants of ended requests back, then answers them.
-    fn finish(&mut self, hal: &mut impl Hal, vbds: &mut Vbds) -> bool {
+    fn finish(&mut self, hal: &mut impl Hal, now: Instant, vbds: &mut Vbds) -> bool {
         if self.ended.is_empty() {
             return false;
         }
         let mut reaped = Set::EMPTY;
         self.unmaps.clear();
         for index in self.ended.from(self.cursor) {
-            if ring(vbds, index).is_some_and(|ring| ring.reap(&mut self.unmaps)) {
+            let Some(requests) = requests(vbds, index) else { continue };
+            let held = requests.held();
+            if requests.reap(&mut self.unmaps) {
                 reaped.add(index);
             }
+            self.held = self.held + requests.held() - held;
         }
         if !self.unmaps.is_empty() {
             hal.unmap(&self.unmaps);
         }
         for index in reaped.from(self.cursor) {
-            if let Some(ring) = ring(vbds, index) {
-                ring.answer();
-                if ring.is_drained() {
+            if let Some(requests) = requests(vbds, index) {
+                requests.answer(now);
+                if requests.is_drained() {
                     self.stirred.add(index);
+                }
+                // There may be room for requests that had to wait.
+                if requests.backlog() {
+                    self.called.add(index);
                 }
             }
             self.answered.add(index);
+            // A barrier may begin.
+            self.queued.add(index);
         }
         for index in self.ended.from(0) {
-            if !ring(vbds, index).is_some_and(|ring| ring.has_ended()) {
+            if !requests(vbds, index).is_some_and(|requests| requests.has_ended()) {
                 self.ended.remove(index);
             }
         }
         !reaped.is_empty()
     }
 
-    /// Takes new requests and maps what they name.
-    fn admit(&mut self, hal: &mut impl Hal, vbds: &mut Vbds) -> bool {
-        self.maps.clear();
-        let mut shares: Vec<(usize, usize), { limits::VBD_PLACES }> = Vec::new();
+    /// Takes new requests: copies what indirect ones point to, and maps what all of them name.
+    fn admit(&mut self, hal: &mut impl Hal, now: Instant, vbds: &mut Vbds) -> bool {
+        self.batch.start(limits::MAPPINGS - self.held);
+        self.shares.clear();
         let mut progress = false;
         let mut first = None;
         for index in self.called.from(self.cursor) {
@@ -251,21 +272,23 @@ impl Io {
                 self.called.remove(index);
                 continue;
             };
-            let Some(ring) = vbd.ring_mut() else {
+            let Some(requests) = vbd.requests_mut() else {
                 self.called.remove(index);
                 continue;
             };
-            let before = self.maps.len();
-            match ring.admit(limits::ADMIT_BATCH, &mut self.maps) {
-                Ok(taken) => {
-                    if taken > 0 {
+            match requests.admit(now, limits::ADMIT_BATCH, &mut self.batch) {
+                Ok(admitted) => {
+                    if admitted.requests > 0 {
                         first.get_or_insert(index);
                     }
                     self.popped.add(index);
                     self.answered.add(index);
                     self.queued.add(index);
-                    if !ring.backlog() {
+                    if !requests.backlog() {
                         self.called.remove(index);
+                    }
+                    if admitted.copies + admitted.maps > 0 {
+                        self.shares.push((index as u16, admitted)).expect("one share a vbd");
                     }
                 }
                 Err(fault) => {
@@ -275,34 +298,65 @@ impl Io {
                     progress = true;
                 }
             }
-            let share = self.maps.len() - before;
-            if share > 0 {
-                shares.push((index, share)).unwrap_or_else(|_| unreachable!("one share a vbd"));
-            }
         }
         if let Some(first) = first {
             // It may have taken all room in the batch: the next one is first the next time.
             self.cursor = first + 1;
             progress = true;
         }
-        self.map(hal, vbds, &shares);
+        self.call(hal, now, vbds);
         progress
     }
 
-    fn map(&mut self, hal: &mut impl Hal, vbds: &mut Vbds, shares: &[(usize, usize)]) {
-        if self.maps.is_empty() {
-            return;
+    /// Makes the batch's hypercalls, and hands each vbd its share of the results.
+    fn call(&mut self, hal: &mut impl Hal, now: Instant, vbds: &mut Vbds) {
+        if !self.batch.copies.is_empty() {
+            hal.copy(&mut self.batch.copies);
         }
-        hal.map(&mut self.maps);
-        let mut rest = self.maps.as_slice();
-        for (index, share) in shares {
-            let (results, others) = rest.split_at(*share);
-            rest = others;
-            if let Some(ring) = ring(vbds, *index) {
-                ring.mapped(results);
-                if ring.has_ended() {
-                    self.ended.add(*index);
-                }
+        let direct = self.batch.maps.len();
+        let indirect = self.copied(now, vbds);
+        if !self.batch.maps.is_empty() {
+            hal.map(&mut self.batch.maps);
+        }
+        let mut results = 0..direct;
+        for i in 0..self.shares.len() {
+            let (index, admitted) = self.shares[i];
+            results.end = results.start + usize::from(admitted.maps);
+            self.mapped(now, vbds, index.into(), results.clone());
+            results.start = results.end;
+        }
+        for (index, share) in &indirect {
+            results.end = results.start + share;
+            self.mapped(now, vbds, *index, results.clone());
+            results.start = results.end;
+        }
+    }
+
+    /// Hands over what was copied; returns who has how many maps for that.
+    fn copied(&mut self, now: Instant, vbds: &mut Vbds) -> Vec<(usize, usize), { limits::COPY_BATCH }> {
+        let mut more = Vec::new();
+        let mut copies = self.batch.copies.as_slice();
+        for (index, admitted) in self.shares.iter().filter(|(_, admitted)| admitted.copies > 0) {
+            let (results, others) = copies.split_at(admitted.copies.into());
+            copies = others;
+            let index = usize::from(*index);
+            if let Some(requests) = requests(vbds, index) {
+                let share = requests.copied(now, results, &mut self.batch.maps);
+                more.push((index, share)).expect("no more of them than copies");
+                self.ended.add(index);
+            }
+        }
+        more
+    }
+
+    /// Hands over what was mapped.
+    fn mapped(&mut self, now: Instant, vbds: &mut Vbds, index: usize, results: Range<usize>) {
+        if let Some(requests) = requests(vbds, index) {
+            let held = requests.held();
+            requests.mapped(now, &self.batch.maps[results]);
+            self.held = self.held + requests.held() - held;
+            if requests.has_ended() {
+                self.ended.add(index);
             }
         }
     }
@@ -315,7 +369,8 @@ impl Io {
             let mut waiting = self.queued_for(controller, vbds);
             while !waiting.is_empty() {
                 for index in waiting.from(self.issue_cursors[controller]) {
-                    let step = ring(vbds, index).map_or(Step::Empty, |ring| issue_one(index, ring, disk));
+                    let step = requests(vbds, index)
+                        .map_or(Step::Empty, |requests| issue_one(index, requests, disk, &mut self.spans));
                     match step {
                         Step::Issued => {
                             progress = true;
@@ -341,7 +396,7 @@ impl Io {
     fn queued_for(&self, controller: usize, vbds: &mut Vbds) -> Set {
         let mut set = Set::EMPTY;
         for index in self.queued.from(0) {
-            if ring(vbds, index).is_some_and(|ring| ring.volume().disk.controller == controller) {
+            if requests(vbds, index).is_some_and(|requests| requests.volume().disk.controller == controller) {
                 set.add(index);
             }
         }
@@ -351,12 +406,8 @@ impl Io {
     /// Shows the answers, with one event where the frontend asks for it.
     fn publish(&mut self, hal: &mut impl Hal, vbds: &mut Vbds) {
         for index in core::mem::take(&mut self.answered).from(self.cursor) {
-            if let Some(vbd) = vbds.get_mut(index).and_then(Option::as_mut)
-                && let Some(port) = vbd.port()
-                && let Some(ring) = vbd.ring_mut()
-                && ring.publish()
-            {
-                hal.notify(port);
+            if let Some(requests) = requests(vbds, index) {
+                requests.publish(|port| hal.notify(port));
             }
         }
     }
@@ -365,7 +416,7 @@ impl Io {
     /// one has published a request meanwhile.
     pub(super) fn arm(&mut self, vbds: &mut Vbds) -> bool {
         for index in core::mem::take(&mut self.popped).from(0) {
-            if ring(vbds, index).is_some_and(Ring::arm) {
+            if requests(vbds, index).is_some_and(Requests::arm) {
                 self.called.add(index);
             }
         }
@@ -384,33 +435,38 @@ enum Step {
     Wait,
 }
 
-fn issue_one(index: usize, ring: &mut Ring, disk: &mut Disk) -> Step {
-    let namespace = ring.volume().disk.namespace;
-    let Some(command) = ring.next_command() else { return Step::Empty };
-    let operation = match command.op {
-        blkif::Operation::Read => Operation::Read,
-        blkif::Operation::Write => Operation::Write,
-        blkif::Operation::Flush => Operation::Flush,
-    };
+fn issue_one(index: usize, requests: &mut Requests, disk: &mut Disk, spans: &mut Spans) -> Step {
+    let namespace = requests.volume().disk.namespace;
+    let Some(command) = requests.next_command(spans) else { return Step::Empty };
     let token = Token((index as u32) << 16 | u32::from(command.slot));
-    match disk.submit(token, namespace, operation, command.first, command.spans) {
-        Ok(spans) => {
-            ring.issued(spans);
+    let mut submit = |operation, first, spans: &[Span]| {
+        disk.submit(token, namespace, operation, first, spans).map(Issued::Spans)
+    };
+    let issued = match command.work {
+        Work::Read(first) => submit(Operation::Read, first, spans),
+        Work::Write(first) => submit(Operation::Write, first, spans),
+        Work::WriteThrough(first) => submit(Operation::WriteFua, first, spans),
+        Work::Flush => submit(Operation::Flush, Block(0), &[]).map(|_| Issued::Flush),
+        Work::Discard(first, blocks) => disk.discard(token, namespace, first, blocks).map(Issued::Blocks),
+    };
+    match issued {
+        Ok(issued) => {
+            requests.issued(issued);
             Step::Issued
         }
         Err(Refusal::Full | Refusal::NotReady) => Step::Wait,
         Err(Refusal::Inexpressible | Refusal::Dead) => {
-            ring.refused();
+            requests.refused();
             Step::Ended
         }
     }
 }
 
-/// Where a token's request is: the vbd's place and the slot in its ring.
+/// Where a token's request is: the vbd's place and its slot.
 fn place(token: Token) -> (usize, u8) {
     ((token.0 >> 16) as usize, token.0 as u8)
 }
 
-fn ring(vbds: &mut Vbds, index: usize) -> Option<&mut Ring> {
-    vbds.get_mut(index)?.as_mut()?.ring_mut()
+fn requests(vbds: &mut Vbds, index: usize) -> Option<&mut Requests> {
+    vbds.get_mut(index)?.as_mut()?.requests_mut()
 }

@@ -308,7 +308,7 @@ impl<'a> Domain<'a> {
                 let Tables { vbds, volumes, .. } = &mut *self.tables;
                 let (before, rest) = vbds.split_at_mut(index);
                 if let [Some(vbd), after @ ..] = rest {
-                    let others = before.iter().chain(&*after).flatten().filter_map(Vbd::hold);
+                    let others = before.iter().chain(&*after).flatten().map(Vbd::as_neighbour);
                     vbd.job_done(now, hal, volumes, others, result, answers);
                     self.settle_vbd(index);
                 }
@@ -371,7 +371,7 @@ impl<'a> Domain<'a> {
         let Some(vbd) = &mut vbds[index] else { return };
         due.add(index);
         *first_deadline = first_deadline.iter().copied().chain(vbd.deadline()).min();
-        if ports.set_vbd(index, vbd.port()) {
+        if ports.set_vbd(index, vbd.changes(), vbd.ports()) {
             io.ring_called(index);
         }
         if vbd.is_finished() && self.speaker != Some(Speaker::Vbd(index)) {

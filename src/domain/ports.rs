@@ -16,13 +16,13 @@ pub(super) enum Owner {
 /// One entry a port.
 pub(super) struct PortTable {
     owners: heapless::Vec<Option<Owner>, { limits::PORTS }>,
-    /// The port of each vbd.
-    vbds: heapless::Vec<Option<Port>, { limits::VBD_PLACES }>,
+    /// For each vbd, of which of its changes the ports are.
+    changes: heapless::Vec<u32, { limits::VBD_PLACES }>,
 }
 
 impl PortTable {
     pub(super) const fn new() -> Self {
-        Self { owners: heapless::Vec::new(), vbds: heapless::Vec::new() }
+        Self { owners: heapless::Vec::new(), changes: heapless::Vec::new() }
     }
 
     pub(super) fn owner(&self, port: Port) -> Option<Owner> {
@@ -39,22 +39,18 @@ impl PortTable {
         self.owners[index] = owner;
     }
 
-    /// Follows the port of a vbd; returns whether it has a new one.
-    pub(super) fn set_vbd(&mut self, index: usize, port: Option<Port>) -> bool {
-        if index >= self.vbds.len() && self.vbds.resize(index + 1, None).is_err() {
+    /// Follows the ports of a vbd, which are others after each change; returns whether they are.
+    pub(super) fn set_vbd(&mut self, index: usize, changes: u32, ports: impl Iterator<Item = Port>) -> bool {
+        if index >= self.changes.len() && self.changes.resize(index + 1, 0).is_err() {
             return false;
         }
-        let before = core::mem::replace(&mut self.vbds[index], port);
-        if before == port {
+        if core::mem::replace(&mut self.changes[index], changes) == changes {
             return false;
         }
-        if let Some(before) = before {
-            self.set(before, None);
-        }
-        if let Some(port) = port {
-            self.set(port, Some(Owner::Vbd(index as u16)));
-        }
-        port.is_some()
+        let owner = Some(Owner::Vbd(index as u16));
+        self.owners.iter_mut().filter(|old| **old == owner).for_each(|old| *old = None);
+        ports.for_each(|port| self.set(port, owner));
+        true
     }
 }
 
@@ -66,13 +62,15 @@ mod tests {
     #[test]
     fn a_port_follows_its_vbd() {
         let mut table = PortTable::new();
-        assert!(table.set_vbd(3, Some(Port(9))));
-        assert!(!table.set_vbd(3, Some(Port(9))));
-        assert_eq!(table.owner(Port(9)), Some(Owner::Vbd(3)));
-        assert!(table.set_vbd(3, Some(Port(7))));
-        assert_eq!((table.owner(Port(9)), table.owner(Port(7))), (None, Some(Owner::Vbd(3))));
-        assert!(!table.set_vbd(3, None));
-        assert_eq!(table.owner(Port(7)), None);
+        let mut set = |changes, ports: &[u32]| {
+            let changed = table.set_vbd(3, changes, ports.iter().copied().map(Port));
+            (changed, [7, 8, 9].map(|port| table.owner(Port(port)).is_some()))
+        };
+        assert_eq!(set(0, &[]), (false, [false, false, false]));
+        assert_eq!(set(1, &[9, 8]), (true, [false, true, true]));
+        assert_eq!(set(1, &[9, 8]), (false, [false, true, true]));
+        assert_eq!(set(2, &[7, 9]), (true, [true, false, true]));
+        assert_eq!(set(3, &[]), (true, [false, false, false]));
     }
 
     #[test]

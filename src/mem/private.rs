@@ -66,9 +66,15 @@ impl<T> PageBox<T> {
     /// Drops the value and gives its page back.
     #[must_use]
     pub fn into_page(self) -> PrivatePage {
-        // SAFETY: `new` put a value there, and as `self` is used up nobody sees it again.
-        unsafe { self.page.base.cast::<T>().drop_in_place() };
-        self.page
+        self.into_parts().0
+    }
+
+    /// Gives both back, the page and the value.
+    #[must_use]
+    pub fn into_parts(self) -> (PrivatePage, T) {
+        // SAFETY: `new` put a value there, and as `self` is used up nobody sees it there again.
+        let value = unsafe { self.page.base.cast::<T>().read() };
+        (self.page, value)
     }
 }
 

@@ -1,18 +1,19 @@
 //! The simulated world as the core's `hal`: each hypercall with Xen's checks. What Xen would
 //! refuse, or crash the domain for, is a violation.
 
-use super::grants::NO_SPACE;
+use super::grants::{BAD_GNTREF, NO_SPACE};
 use super::machine::{DRIVER, Machine, Violation};
 use super::memory::{bus, mfn};
 use super::world::World;
 use crate::hal::{
-    Clock, DeviceAccess, DmaPage, Events, GrantMap, GrantMapping, GrantedPage, Grants, HypervisorError,
-    Memory, MmioRegion,
+    Clock, DeviceAccess, DmaPage, Events, GrantCopy, GrantMap, GrantMapping, GrantedPage, Grants,
+    HypervisorError, Memory, MmioRegion,
 };
 use crate::mem::private::PrivatePage;
-use crate::units::{BusAddr, DomId, GrantRef, Instant, Pirq, Port};
+use crate::units::{BusAddr, DomId, GrantRef, Instant, PAGE_SIZE, Pirq, Port};
 
 const MAP: &str = "GNTTABOP_map_grant_ref";
+const COPY: &str = "GNTTABOP_copy";
 
 fn failed(op: &'static str) -> impl FnOnce(i64) -> HypervisorError {
     move |code| HypervisorError { op, code }
@@ -107,6 +108,18 @@ impl Grants for World {
         }
     }
 
+    fn copy(&mut self, batch: &mut [GrantCopy]) {
+        for op in batch {
+            let Machine { memory, grants, .. } = &self.state().machine;
+            let from = grants.granted(op.dom, op.gref, DRIVER);
+            op.result = from.ok_or(BAD_GNTREF).map_err(failed(COPY)).map(|from| {
+                let mut bytes = vec![0; op.bytes];
+                memory.frame(from).read(0, &mut bytes);
+                memory.frame(mfn(op.to)).write((op.to.0 % PAGE_SIZE as u64) as usize, &bytes);
+            });
+        }
+    }
+
     fn map_page(&mut self, dom: DomId, gref: GrantRef) -> Result<GrantedPage, HypervisorError> {
         let mapping = self.map_one(dom, gref, true)?;
         let page = self.state().machine.memory.frame(mfn(mapping.bus)).shared();
@@ -123,6 +136,10 @@ impl Grants for World {
 }
 
 impl Memory for World {
+    fn free_pages(&self) -> usize {
+        self.state().free_pages
+    }
+
     fn take_page(&mut self) -> Option<DmaPage> {
         let mut state = self.state();
         state.free_pages = state.free_pages.checked_sub(1)?;

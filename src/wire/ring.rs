@@ -1,12 +1,17 @@
-//! The backend's end of a one-page ring (xen/include/public/io/ring.h): free-running 32-bit indexes
-//! in a header that both ends write, entries after it. Ours are kept here and only ever written to
-//! the page; the frontend's are claims, and are checked. [`super::blkif`] says what entries mean.
+//! The backend's end of a ring of up to 16 pages (xen/include/public/io/ring.h): free-running 32-bit
+//! indexes in a header that both ends write, entries after it. Ours are kept here and only ever
+//! written to the pages; the frontend's are claims, and are checked. [`super::blkif`] says what
+//! entries mean, and how long they are.
 
 use core::fmt;
+use core::ops::Range;
 
-use crate::limits::RING_ENTRIES;
+use heapless::Vec;
+
+use crate::limits::RING_PAGES;
 use crate::mem::{self, SharedPage};
-use crate::wire::blkif::{self, ENTRY_BYTES, Entry, Head, RESPONSE_BYTES, Status};
+use crate::units::PAGE_SIZE;
+use crate::wire::blkif::{self, ENTRY_BYTES, Entry, Head, Protocol, Status};
 
 // Offsets in the header.
 const REQ_PROD: usize = 0;
@@ -15,15 +20,16 @@ const RSP_PROD: usize = 8;
 const RSP_EVENT: usize = 12;
 const HEADER_BYTES: usize = 64;
 
-const ENTRIES: u32 = RING_ENTRIES as u32;
-
-const _: () = assert!(HEADER_BYTES + RING_ENTRIES * ENTRY_BYTES <= crate::units::PAGE_SIZE);
-
 /// A frontend broke the ring's rules. There is no honest way on: its device is to be closed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FrontendFault {
-    /// It claims so many requests unanswered, more than the ring holds.
-    Overrun(u32),
+    /// It claims more requests unanswered than the ring holds.
+    Overrun {
+        /// How many it claims.
+        claimed: u32,
+        /// How many fit.
+        entries: u32,
+    },
     /// It took back requests that were already taken.
     Rewound,
 }
@@ -31,18 +37,23 @@ pub enum FrontendFault {
 impl fmt::Display for FrontendFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Overrun(claimed) => {
-                write!(f, "its ring claims {claimed} requests where {RING_ENTRIES} fit")
+            Self::Overrun { claimed, entries } => {
+                write!(f, "its ring claims {claimed} requests where {entries} fit")
             }
             Self::Rewound => f.write_str("its ring took back requests"),
         }
     }
 }
 
+/// The pages of a ring, in order: one at least, as many as a power of two.
+pub type RingPages = Vec<SharedPage, RING_PAGES>;
+
 /// The backend's end of a ring.
 #[derive(Debug)]
 pub struct BackRing {
-    page: SharedPage,
+    pages: RingPages,
+    protocol: Protocol,
+    entries: u32,
     /// Requests taken.
     req_cons: u32,
     /// What was last seen, and found sound, of the requests produced.
@@ -57,16 +68,36 @@ pub struct BackRing {
 
 impl BackRing {
     /// Starts where the frontend says the last response was: at zero, as a rule.
+    ///
+    /// # Panics
+    /// When there are no pages.
     #[must_use]
-    pub fn attach(page: SharedPage) -> Self {
-        let start = page.read_u32(RSP_PROD);
-        Self { page, req_cons: start, req_prod: start, rsp_prod: start, published: start, fault: None }
+    pub fn attach(pages: RingPages, protocol: Protocol) -> Self {
+        let start = pages[0].read_u32(RSP_PROD);
+        // `__RING_SIZE`: the largest power of two of entries that fit behind the header.
+        let fit = (pages.len() * PAGE_SIZE - HEADER_BYTES) / protocol.entry_bytes();
+        Self {
+            pages,
+            protocol,
+            entries: 1 << fit.ilog2(),
+            req_cons: start,
+            req_prod: start,
+            rsp_prod: start,
+            published: start,
+            fault: None,
+        }
     }
 
-    /// Gives the page back.
+    /// Gives the pages back.
     #[must_use]
-    pub fn detach(self) -> SharedPage {
-        self.page
+    pub fn detach(self) -> RingPages {
+        self.pages
+    }
+
+    /// The layout of its entries.
+    #[must_use]
+    pub const fn protocol(&self) -> Protocol {
+        self.protocol
     }
 
     /// Takes the next request: its entry is copied out, and not looked at again.
@@ -81,7 +112,10 @@ impl BackRing {
             }
         }
         let mut entry = [0; ENTRY_BYTES];
-        self.page.read_bytes(place(self.req_cons), &mut entry);
+        let at = place(self.protocol, self.entries, self.req_cons);
+        for (page, offset, part) in in_pages(at, self.protocol.entry_bytes()) {
+            self.pages[page].read_bytes(offset, &mut entry[part]);
+        }
         self.req_cons = self.req_cons.wrapping_add(1);
         Ok(Some(entry))
     }
@@ -92,8 +126,11 @@ impl BackRing {
     /// When no request is unanswered.
     pub fn push(&mut self, head: Head, status: Status) {
         assert!(self.rsp_prod != self.req_cons, "a response without a request");
-        let bytes: [u8; RESPONSE_BYTES] = blkif::response(head, status);
-        self.page.write_bytes(place(self.rsp_prod), &bytes);
+        let bytes = blkif::response(head, status);
+        let at = place(self.protocol, self.entries, self.rsp_prod);
+        for (page, offset, part) in in_pages(at, bytes.len()) {
+            self.pages[page].write_bytes(offset, &bytes[part]);
+        }
         self.rsp_prod = self.rsp_prod.wrapping_add(1);
     }
 
@@ -106,12 +143,12 @@ impl BackRing {
         }
         // The responses must be there before the index that offers them.
         mem::write_barrier();
-        self.page.write_u32(RSP_PROD, new);
+        self.header().write_u32(RSP_PROD, new);
         self.published = new;
         // The index must be there before `rsp_event` is read: a frontend that has just armed it
         // looks at the index afterwards, so one of the two sees the other.
         mem::full_barrier();
-        let event = self.page.read_u32(RSP_EVENT);
+        let event = self.header().read_u32(RSP_EVENT);
         new.wrapping_sub(event) < new.wrapping_sub(old)
     }
 
@@ -119,11 +156,15 @@ impl BackRing {
     /// may never come.
     #[must_use]
     pub fn arm(&self) -> bool {
-        self.page.write_u32(REQ_EVENT, self.req_cons.wrapping_add(1));
+        self.header().write_u32(REQ_EVENT, self.req_cons.wrapping_add(1));
         // `req_event` must be there before the producer is read: a frontend that has just moved it
         // looks at `req_event` afterwards, so one of the two sees the other.
         mem::full_barrier();
-        self.page.read_u32(REQ_PROD) != self.req_cons
+        self.header().read_u32(REQ_PROD) != self.req_cons
+    }
+
+    fn header(&self) -> &SharedPage {
+        &self.pages[0]
     }
 
     /// Reads the frontend's index. Unanswered are at least the requests that were taken, at most
@@ -132,13 +173,13 @@ impl BackRing {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
-        let prod = self.page.read_u32(REQ_PROD);
+        let prod = self.header().read_u32(REQ_PROD);
         // The entries are read after the index that offers them.
         mem::read_barrier();
         let claimed = prod.wrapping_sub(self.rsp_prod);
         let taken = self.req_cons.wrapping_sub(self.rsp_prod);
-        let fault = if claimed > ENTRIES {
-            FrontendFault::Overrun(claimed)
+        let fault = if claimed > self.entries {
+            FrontendFault::Overrun { claimed, entries: self.entries }
         } else if claimed < taken {
             FrontendFault::Rewound
         } else {
@@ -150,9 +191,19 @@ impl BackRing {
     }
 }
 
-/// Where the entry of a free-running index lies in the page.
-const fn place(index: u32) -> usize {
-    HEADER_BYTES + (index % ENTRIES) as usize * ENTRY_BYTES
+/// Where the entry of a free-running index lies in the ring.
+const fn place(protocol: Protocol, entries: u32, index: u32) -> usize {
+    HEADER_BYTES + (index % entries) as usize * protocol.entry_bytes()
+}
+
+/// The pieces of `bytes` bytes from `at` on that lie in one page each, two at most: the page, the
+/// offset in it, and which of the bytes.
+fn in_pages(at: usize, bytes: usize) -> impl Iterator<Item = (usize, usize, Range<usize>)> {
+    let (page, offset) = (at / PAGE_SIZE, at % PAGE_SIZE);
+    let first = bytes.min(PAGE_SIZE - offset);
+    [(page, offset, 0..first), (page + 1, 0, first..bytes)]
+        .into_iter()
+        .filter(|(_, _, part)| !part.is_empty())
 }
 
 #[cfg(test)]
@@ -162,40 +213,65 @@ pub(crate) mod tests {
 
     /// The frontend's end, as plain as can be.
     pub(crate) struct Front {
-        pub(crate) frame: Frame,
+        pub(crate) frames: std::vec::Vec<Frame>,
+        pub(crate) protocol: Protocol,
+        entries: u32,
         pub(crate) req_prod: u32,
         pub(crate) rsp_cons: u32,
     }
 
     impl Front {
+        /// A one-page ring of a 64-bit guest.
         pub(crate) fn at(frame: Frame, start: u32) -> Self {
-            frame.write_u32(REQ_PROD, start);
-            frame.write_u32(REQ_EVENT, start.wrapping_add(1));
-            frame.write_u32(RSP_PROD, start);
-            frame.write_u32(RSP_EVENT, start.wrapping_add(1));
-            Self { frame, req_prod: start, rsp_cons: start }
+            Self::new(std::vec![frame], Protocol::X86_64, start)
+        }
+
+        pub(crate) fn new(frames: std::vec::Vec<Frame>, protocol: Protocol, start: u32) -> Self {
+            frames[0].write_u32(REQ_PROD, start);
+            frames[0].write_u32(REQ_EVENT, start.wrapping_add(1));
+            frames[0].write_u32(RSP_PROD, start);
+            frames[0].write_u32(RSP_EVENT, start.wrapping_add(1));
+            let entries = 32 * frames.len() as u32;
+            Self { frames, protocol, entries, req_prod: start, rsp_cons: start }
+        }
+
+        pub(crate) fn back(&self) -> BackRing {
+            BackRing::attach(self.frames.iter().map(|frame| frame.shared()).collect(), self.protocol)
+        }
+
+        pub(crate) fn header(&self) -> Frame {
+            self.frames[0]
         }
 
         /// Writes a request and shows it; true when the backend asked for an event at it.
         pub(crate) fn submit(&mut self, entry: &Entry) -> bool {
             let old = self.req_prod;
-            self.frame.write(place(old), entry);
+            let at = place(self.protocol, self.entries, old);
+            for (i, byte) in entry[..self.protocol.entry_bytes()].iter().enumerate() {
+                self.frames[(at + i) / PAGE_SIZE].write((at + i) % PAGE_SIZE, &[*byte]);
+            }
             self.claim(old.wrapping_add(1));
-            self.req_prod.wrapping_sub(self.frame.read_u32(REQ_EVENT)) < self.req_prod.wrapping_sub(old)
+            let event = self.header().read_u32(REQ_EVENT);
+            self.req_prod.wrapping_sub(event) < self.req_prod.wrapping_sub(old)
         }
 
         pub(crate) fn claim(&mut self, prod: u32) {
             self.req_prod = prod;
-            self.frame.write_u32(REQ_PROD, prod);
+            self.header().write_u32(REQ_PROD, prod);
         }
 
         /// Takes the next published response: operation, id, status.
         pub(crate) fn response(&mut self) -> Option<(u8, u64, i16)> {
-            if self.rsp_cons == self.frame.read_u32(RSP_PROD) {
+            if self.rsp_cons == self.header().read_u32(RSP_PROD) {
                 return None;
             }
-            let mut bytes = [0; RESPONSE_BYTES];
-            self.frame.read(place(self.rsp_cons), &mut bytes);
+            let at = place(self.protocol, self.entries, self.rsp_cons);
+            let mut bytes = [0; 12];
+            for (i, byte) in bytes.iter_mut().enumerate() {
+                let mut one = [0];
+                self.frames[(at + i) / PAGE_SIZE].read((at + i) % PAGE_SIZE, &mut one);
+                *byte = one[0];
+            }
             self.rsp_cons = self.rsp_cons.wrapping_add(1);
             let id = u64::from_le_bytes(bytes[..8].try_into().unwrap());
             Some((bytes[8], id, i16::from_le_bytes([bytes[10], bytes[11]])))
@@ -203,13 +279,54 @@ pub(crate) mod tests {
     }
 
     fn pair(start: u32) -> (Front, BackRing) {
-        let frame = Frame::new();
-        let front = Front::at(frame, start);
-        (front, BackRing::attach(frame.shared()))
+        let front = Front::at(Frame::new(), start);
+        let back = front.back();
+        (front, back)
     }
 
     fn numbered(id: u64) -> Entry {
         blkif::tests::entry(0, id, 0, &[(1, 0, 0)])
+    }
+
+    fn head(entry: &Entry) -> Head {
+        Head::parse(Protocol::X86_64, entry)
+    }
+
+    #[test]
+    fn rings_of_every_size_and_layout_carry_requests_across_their_pages() {
+        for (order, protocol) in
+            (0..5).flat_map(|order| [(order, Protocol::X86_64), (order, Protocol::X86_32)])
+        {
+            let frames = (0..1 << order).map(|_| Frame::new()).collect();
+            let mut front = Front::new(frames, protocol, u32::MAX - 100);
+            let mut back = front.back();
+            let entries = 32 << order;
+            for round in 0..3 {
+                for id in 0..entries {
+                    let segments = [(7, 0, 7), (round as u32, 1, 6)];
+                    front.submit(&blkif::tests::entry_of(protocol, 1, id | round << 32, id, &segments));
+                }
+                for id in 0..entries {
+                    let entry = back.pop().unwrap().unwrap();
+                    let segments = [(7, 0, 7), (round as u32, 1, 6)];
+                    let sent = blkif::tests::entry_of(protocol, 1, id | round << 32, id, &segments);
+                    let length = protocol.entry_bytes();
+                    assert_eq!(entry[..length], sent[..length], "order {order}");
+                }
+                assert_eq!(back.pop(), Ok(None));
+                for id in 0..entries {
+                    back.push(Head { operation: 1, id: id | round << 32 }, Status::Error);
+                }
+                assert!(back.publish());
+                for id in 0..entries {
+                    assert_eq!(front.response(), Some((1, id | round << 32, -1)), "order {order}");
+                }
+                front.header().write_u32(RSP_EVENT, front.rsp_cons.wrapping_add(1));
+            }
+            front.claim(front.rsp_cons.wrapping_add(entries as u32 + 1));
+            let claimed = entries as u32 + 1;
+            assert_eq!(back.pop(), Err(FrontendFault::Overrun { claimed, entries: entries as u32 }));
+        }
     }
 
     #[test]
@@ -217,7 +334,7 @@ pub(crate) mod tests {
         let (mut front, mut back) = pair(u32::MAX - 40);
         for id in 0..100 {
             front.submit(&numbered(id));
-            let head = Head::parse(&back.pop().unwrap().unwrap());
+            let head = head(&back.pop().unwrap().unwrap());
             assert_eq!(head.id, id);
             assert_eq!(back.pop(), Ok(None));
             back.push(head, Status::Okay);
@@ -234,7 +351,7 @@ pub(crate) mod tests {
             front.submit(&numbered(id));
         }
         for id in 0..32 {
-            assert_eq!(Head::parse(&back.pop().unwrap().unwrap()).id, id);
+            assert_eq!(head(&back.pop().unwrap().unwrap()).id, id);
         }
         assert_eq!(back.pop(), Ok(None));
     }
@@ -267,10 +384,10 @@ pub(crate) mod tests {
         for asked_at in 0..40_u32 {
             let (mut front, mut back) = pair(u32::MAX - 10);
             let start = front.rsp_cons;
-            front.frame.write_u32(RSP_EVENT, start.wrapping_add(asked_at));
+            front.header().write_u32(RSP_EVENT, start.wrapping_add(asked_at));
             front.claim(start.wrapping_add(20));
             for _ in 0..20 {
-                let head = Head::parse(&back.pop().unwrap().unwrap());
+                let head = head(&back.pop().unwrap().unwrap());
                 back.push(head, Status::Okay);
             }
             assert_eq!(back.publish(), (1..=20).contains(&asked_at));
@@ -294,7 +411,7 @@ pub(crate) mod tests {
     fn nothing_is_answered_twice() {
         let (mut front, mut back) = pair(0);
         front.submit(&numbered(1));
-        let head = Head::parse(&back.pop().unwrap().unwrap());
+        let head = head(&back.pop().unwrap().unwrap());
         back.push(head, Status::Okay);
         back.push(head, Status::Okay);
     }
@@ -307,25 +424,29 @@ pub(crate) mod tests {
         use std::cell::RefCell;
         use std::rc::Rc;
 
+        const fn at(index: u32) -> usize {
+            place(Protocol::X86_64, 32, index)
+        }
+
         #[test]
         fn an_entry_is_read_once_whatever_is_written_meanwhile() {
             let (mut front, mut back) = pair(0);
             front.submit(&numbered(1));
-            let frame = front.frame;
+            let frame = front.header();
             let reads = Rc::new(RefCell::new([0_u8; 4096]));
             let counted = Rc::clone(&reads);
             hook::set(Some(Box::new(move |_, offset| {
                 counted.borrow_mut()[offset] += 1;
-                if offset > place(0) {
-                    frame.write(place(0), &numbered(2));
+                if offset > at(0) {
+                    frame.write(at(0), &numbered(2));
                 }
             })));
             let entry = back.pop().unwrap().unwrap();
             hook::set(None);
-            assert_eq!(Head::parse(&entry).operation, 0);
+            assert_eq!(head(&entry).operation, 0);
             let reads = reads.borrow();
             assert_eq!(reads[REQ_PROD], 1);
-            assert!((place(0)..place(1)).step_by(8).all(|offset| reads[offset] == 1));
+            assert!((at(0)..at(1)).step_by(8).all(|offset| reads[offset] == 1));
         }
 
         #[test]

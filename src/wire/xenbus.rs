@@ -207,6 +207,17 @@ pub fn path(text: fmt::Arguments<'_>) -> Path {
     path
 }
 
+/// A node's name from text that is known to fit.
+///
+/// # Panics
+/// When it does not.
+#[must_use]
+pub fn node(text: fmt::Arguments<'_>) -> Node {
+    let mut node = Node::new();
+    node.write_fmt(text).expect("node names made here fit");
+    node
+}
+
 /// Text cut to what a node of ours may hold.
 #[must_use]
 pub fn cut(text: impl fmt::Display) -> Value {

@@ -26,9 +26,11 @@ use core::fmt;
 use core::time::Duration;
 
 use super::connection::Connection;
+use super::counters::Counters;
 use super::handshake::{self, DeviceId, Ours, Theirs, Wish};
-use super::reserve::Reserve;
-use super::ring::Ring;
+use super::link::Endpoint;
+use super::requests::Requests;
+use super::reserve::{Reserve, Share};
 use crate::hal::Hal;
 use crate::units::{Instant, Port};
 use crate::volume::{Volume, VolumeName, Volumes};
@@ -99,6 +101,8 @@ enum Task {
     Subscribe,
     /// Say what the frontend needs, and InitWait.
     Offer,
+    /// Read where the frontend's next ring is.
+    Join,
     /// Say Connected.
     Connect,
     /// Say Closing.
@@ -144,7 +148,7 @@ struct Served {
 
 /// A volume that a device has, as others see it that want one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Hold {
+pub(super) struct Hold {
     id: DeviceId,
     name: VolumeName,
     volume: Volume,
@@ -158,6 +162,13 @@ impl Hold {
     }
 }
 
+/// What another device has, as one sees it that wants to be served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Neighbour {
+    hold: Option<Hold>,
+    share: Share,
+}
+
 /// One virtual block device.
 #[derive(Debug)]
 pub struct Vbd {
@@ -167,6 +178,8 @@ pub struct Vbd {
     shown: XenbusState,
     served: Option<Served>,
     connection: Option<Connection>,
+    /// Counts the changes of the connection's rings.
+    changes: u32,
     /// What the next connection needs; nothing before the device is offered and when it is over.
     reserve: Reserve,
     /// There is no room for it: it is only here to be refused.
@@ -201,6 +214,7 @@ impl Vbd {
             shown: XenbusState::Unknown,
             served: None,
             connection: None,
+            changes: 0,
             reserve: Reserve::NOTHING,
             barred: false,
             look: Look::Nothing,
@@ -242,7 +256,7 @@ impl Vbd {
     /// The frontend broke its ring: this device closes.
     pub fn fault(&mut self, fault: FrontendFault) {
         if let Some(connection) = &mut self.connection {
-            connection.ring.close();
+            connection.requests.close();
             self.fault = Some(fault);
         }
     }
@@ -256,26 +270,61 @@ impl Vbd {
         }
     }
 
-    /// The connected ring, also while it drains.
+    /// The requests of the connected frontend, also while they drain.
     #[must_use]
-    pub fn ring_mut(&mut self) -> Option<&mut Ring> {
-        self.connection.as_mut().map(|connection| &mut connection.ring)
+    pub fn requests_mut(&mut self) -> Option<&mut Requests> {
+        self.connection.as_mut().map(|connection| &mut *connection.requests)
     }
 
-    /// The event channel of the connected ring.
+    /// The event channels of the connected rings.
+    pub fn ports(&self) -> impl Iterator<Item = Port> {
+        self.connection.iter().flat_map(Connection::ports)
+    }
+
+    /// Another number each time that [`Vbd::ports`] has changed.
     #[must_use]
-    pub fn port(&self) -> Option<Port> {
-        self.connection.as_ref().map(|connection| connection.port)
+    pub const fn changes(&self) -> u32 {
+        self.changes
+    }
+
+    /// What was done since the device was attached, while there is one.
+    #[must_use]
+    pub fn counters(&self) -> Option<&Counters> {
+        let lent = self.connection.as_ref().map(|connection| &connection.requests);
+        lent.or(self.reserve.requests.as_ref()).map(|requests| &requests.means().counters)
+    }
+
+    /// Requests that were taken and not answered.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.connection.as_ref().map_or(0, |connection| connection.requests.in_flight())
+    }
+
+    /// The volume it is served from, if one was found.
+    #[must_use]
+    pub fn volume(&self) -> Option<VolumeName> {
+        self.served.as_ref().map(|served| served.name)
+    }
+
+    /// Its state, as the toolstack and the guest see it.
+    #[must_use]
+    pub const fn shown(&self) -> XenbusState {
+        self.shown
+    }
+
+    /// What it has, as others see it.
+    #[must_use]
+    pub fn as_neighbour(&self) -> Neighbour {
+        Neighbour { hold: self.hold(), share: self.reserve.share() }
     }
 
     /// The volume that is this device's, from when it was resolved until the device is closed for
     /// good and nothing is connected. While it may be opened again, the volume is kept for it.
-    #[must_use]
-    pub fn hold(&self) -> Option<Hold> {
+    fn hold(&self) -> Option<Hold> {
         let Served { wish, name, volume } = self.served.as_ref()?;
         let is_open = match self.state {
             State::Found
-            | State::Doing(Task::Subscribe | Task::Offer | Task::Connect)
+            | State::Doing(Task::Subscribe | Task::Offer | Task::Join | Task::Connect)
             | State::Doing(Task::AnnounceClosing | Task::AnnounceClosed)
             | State::Dwelling { .. }
             | State::InitWait
@@ -317,7 +366,8 @@ impl Vbd {
             | State::Closed
             | State::Finished => None,
         };
-        [stay, self.retry_at].into_iter().flatten().min()
+        let idle = self.connection.as_ref().and_then(Connection::idle_at);
+        [stay, self.retry_at, idle].into_iter().flatten().min()
     }
 
     /// The xenstore work that is due, if any. [`Vbd::job_done`] is owed for it, and until then
@@ -338,13 +388,13 @@ impl Vbd {
         Some(self.job(errand))
     }
 
-    /// The job of [`Vbd::next_job`] was done, or not. `others` is what all other devices hold.
+    /// The job of [`Vbd::next_job`] was done, or not. `others` is what all other devices have.
     pub fn job_done(
         &mut self,
         now: Instant,
         hal: &mut impl Hal,
         volumes: &Volumes,
-        others: impl Iterator<Item = Hold>,
+        others: impl Iterator<Item = Neighbour> + Clone,
         result: Result<(), StoreError>,
         answers: &[Answer],
     ) {
@@ -354,12 +404,12 @@ impl Vbd {
                 Ours::parse(answers).map(|ours| self.see_ours(ours, now, hal, volumes, others))
             }
             Errand::LookTheirs => {
-                self.see_theirs(Theirs::parse(answers), hal);
+                self.see_theirs(Theirs::parse(answers));
                 Ok(())
             }
             // An error node that cannot be written must not keep the device from its end.
             Errand::Complain => Ok(()),
-            Errand::Task(task) => self.task_done(task, now, answers),
+            Errand::Task(task) => self.task_done(task, now, hal, answers),
         });
         match (errand, result) {
             (Errand::Complain, _) if self.must_wait_to_complain(answers) => self.complaint_waits = true,
@@ -377,6 +427,9 @@ impl Vbd {
     /// Does what time and the ring's progress allow.
     pub fn turn(&mut self, now: Instant, hal: &mut impl Hal) {
         self.retry_at = self.retry_at.filter(|at| now < *at);
+        if let Some(connection) = &mut self.connection {
+            connection.unmap_idle(hal, now);
+        }
         // What is being written takes effect first.
         if !matches!(self.errand, Some(Errand::Task(_)))
             && let Some(reason) = self.withdrawn.take()
@@ -477,7 +530,12 @@ impl Vbd {
             }
             Errand::Task(Task::Offer) => {
                 let served = self.served.as_ref().expect("what is offered was resolved");
-                handshake::offer(self.id, self.shown, &served.wish, &served.volume)
+                handshake::offer(self.id, self.shown, &served.wish, &served.volume, self.reserve.offers())
+            }
+            Errand::Task(Task::Join) => {
+                let connection = self.connection.as_ref().expect("there is a connection to join");
+                let ring = connection.next_ring().expect("a ring is to be joined");
+                Endpoint::job(self.id, &connection.terms, ring)
             }
             Errand::Task(Task::Connect) => guarded().write_state(XenbusState::Connected),
             Errand::Task(Task::AnnounceClosing) => guarded().write_state(XenbusState::Closing),
@@ -488,7 +546,8 @@ impl Vbd {
 
     /// Gives the connection up once nothing of it is in flight; true when there is none.
     fn disconnect(&mut self, hal: &mut impl Hal) -> bool {
-        if let Some(connection) = self.connection.take_if(|connection| connection.ring.in_flight() == 0) {
+        if let Some(connection) = self.connection.take_if(|connection| connection.requests.in_flight() == 0) {
+            self.changes += 1;
             connection.close(hal, &mut self.reserve);
         }
         if self.connection.is_none() {

@@ -5,10 +5,13 @@ use core::fmt;
 use core::time::Duration;
 
 use super::{
-    DWELL, DWELL_MEMORY, DWELL_MOST, Errand, Hold, LINGER, Look, RETRY_MOST, Served, State, Task, Then, Vbd,
+    DWELL, DWELL_MEMORY, DWELL_MOST, Errand, Hold, LINGER, Look, Neighbour, RETRY_MOST, Served, State, Task,
+    Then, Vbd,
 };
 use crate::blkback::connection::Connection;
-use crate::blkback::handshake::{DeviceId, Endpoint, Ours, Theirs, Unserved, Wish};
+use crate::blkback::handshake::{DeviceId, Ours, Terms, Theirs, Unserved, Wish};
+use crate::blkback::link::Endpoint;
+use crate::blkback::requests::Service;
 use crate::blkback::reserve::Shortage;
 use crate::hal::Hal;
 use crate::limits;
@@ -67,7 +70,7 @@ fn resolve<'a>(
     id: DeviceId,
     wish: &'a Wish,
     volumes: &'a Volumes,
-    mut others: impl Iterator<Item = Hold>,
+    others: impl Iterator<Item = Neighbour>,
 ) -> Result<(VolumeName, Volume), Refusal<'a>> {
     if wish.frontend_id != Some(u32::from(id.guest.0)) {
         return Err(Refusal::Guest);
@@ -77,7 +80,8 @@ fn resolve<'a>(
         Err(StoreError::TooLong) => return Err(Refusal::TooLong),
         Err(_) => return Err(Refusal::Unreadable),
     };
-    match others.find(|other| other.excludes(&volume, wish.writable)) {
+    let mut holds = others.filter_map(|other| other.hold);
+    match holds.find(|other| other.excludes(&volume, wish.writable)) {
         Some(other) => Err(Refusal::InUse(name, other)),
         None => Ok((name, volume)),
     }
@@ -91,7 +95,7 @@ impl Vbd {
         now: Instant,
         hal: &mut impl Hal,
         volumes: &Volumes,
-        others: impl Iterator<Item = Hold>,
+        others: impl Iterator<Item = Neighbour> + Clone,
     ) {
         let Some(ours) = ours else { return self.lose("its directory is gone") };
         match self.state {
@@ -107,17 +111,17 @@ impl Vbd {
     }
 
     /// The frontend's directory as it is now.
-    pub(super) fn see_theirs(&mut self, theirs: Theirs, hal: &mut impl Hal) {
+    pub(super) fn see_theirs(&mut self, theirs: Theirs) {
         match self.state {
             State::InitWait => match theirs {
-                Theirs::Ready(endpoint) => self.connect(endpoint, hal),
+                Theirs::Ready(terms) => self.connect(terms),
                 Theirs::Gone => self.end(GONE),
                 Theirs::Closing | Theirs::Closed => self.end(CLOSED),
                 Theirs::Starting | Theirs::Other => {}
             },
             State::Connected => match theirs {
                 // One that was resumed may take our state of before for the answer to its new ring.
-                Theirs::Ready(Ok(endpoint)) if self.moved_to(endpoint) => {
+                Theirs::Ready(Ok(terms)) if self.moved_to(terms) => {
                     self.drain(Then::Offer);
                 }
                 Theirs::Ready(_) | Theirs::Other => {}
@@ -150,6 +154,7 @@ impl Vbd {
         &mut self,
         task: Task,
         now: Instant,
+        hal: &mut impl Hal,
         answers: &[Answer],
     ) -> Result<(), StoreError> {
         match task {
@@ -163,6 +168,7 @@ impl Vbd {
                 self.show(XenbusState::InitWait, "offered");
                 self.state = State::Dwelling { until: now + self.next_dwell(now) };
             }
+            Task::Join => self.join(answers, hal),
             Task::Connect => {
                 self.show(XenbusState::Connected, "its frontend is ready");
                 self.state = State::Connected;
@@ -222,7 +228,7 @@ impl Vbd {
     pub(super) fn leave(&mut self, reason: &str) {
         match self.state {
             State::Doing(Task::Subscribe | Task::Offer) if self.is_new() => self.refuse(reason),
-            State::Doing(Task::Subscribe | Task::Offer | Task::Connect)
+            State::Doing(Task::Subscribe | Task::Offer | Task::Join | Task::Connect)
             | State::Dwelling { .. }
             | State::InitWait
             | State::Connected
@@ -250,7 +256,7 @@ impl Vbd {
         now: Instant,
         hal: &mut impl Hal,
         volumes: &Volumes,
-        others: impl Iterator<Item = Hold>,
+        others: impl Iterator<Item = Neighbour> + Clone,
     ) {
         match ours.state {
             XenbusState::Closing => {
@@ -264,12 +270,20 @@ impl Vbd {
             XenbusState::Initialising | XenbusState::InitWait | XenbusState::Closed => {
                 if ours.state == XenbusState::Initialising {
                     self.offered = None;
+                    self.reserve.count_anew(now);
                 }
                 self.shown = ours.state;
                 self.served = None;
                 let barred = if self.barred { Err(Refusal::Full) } else { Ok(()) };
-                let found = barred.and_then(|()| resolve(self.id, &ours.wish, volumes, others));
-                match found.and_then(|found| self.reserve.fill(hal).map(|()| found).map_err(Refusal::Short)) {
+                let found = barred.and_then(|()| resolve(self.id, &ours.wish, volumes, others.clone()));
+                let shares = others.map(|other| other.share);
+                let reserved = |(name, volume)| {
+                    let (guest, discards) = (self.id.guest, ours.wish.discards(&volume).is_some());
+                    let service = Service { guest, volume, read_only: !ours.wish.writable, discards };
+                    let filled = self.reserve.fill(hal, service, shares, now);
+                    filled.map(|()| (name, volume)).map_err(Refusal::Short)
+                };
+                match found.and_then(reserved) {
                     Ok((name, volume)) => {
                         // It may have been refused before, and looked at again since.
                         (self.complaint, self.complaint_waits) = (None, false);
@@ -335,25 +349,40 @@ impl Vbd {
         replaced
     }
 
-    fn connect(&mut self, endpoint: Result<Endpoint, Unserved>, hal: &mut impl Hal) {
-        let Some(served) = &self.served else { return };
-        let endpoint = match endpoint {
-            Ok(endpoint) => endpoint,
+    fn connect(&mut self, terms: Result<Terms, Unserved>) {
+        let offered = self.reserve.offers().queues;
+        let within = |terms: Terms| if terms.queues <= offered { Ok(terms) } else { Err(Unserved::Queues) };
+        match terms.and_then(within) {
+            Ok(terms) => {
+                self.connection = Some(Connection::new(self.id.guest, terms, &mut self.reserve));
+                self.state = State::Doing(Task::Join);
+            }
+            Err(unserved) => self.fail(unserved),
+        }
+    }
+
+    fn join(&mut self, answers: &[Answer], hal: &mut impl Hal) {
+        let Some(connection) = &mut self.connection else { return };
+        let endpoint = match Endpoint::parse(&connection.terms, answers) {
+            Ok(Some(endpoint)) => endpoint,
+            // It may start again, or be gone: the next look tells.
+            Ok(None) => return self.drain(Then::Offer),
             Err(unserved) => return self.fail(unserved),
         };
-        let (guest, read_only) = (self.id.guest, !served.wish.writable);
-        match Connection::open(hal, guest, endpoint, served.volume, read_only, &mut self.reserve) {
-            Ok(connection) => {
-                self.connection = Some(connection);
-                self.state = State::Doing(Task::Connect);
+        match connection.join(hal, &endpoint, &mut self.reserve) {
+            Ok(()) => {
+                self.changes += 1;
+                if connection.next_ring().is_none() {
+                    self.state = State::Doing(Task::Connect);
+                }
             }
             Err(error) => self.fail(error),
         }
     }
 
-    /// Whether the frontend's ring is not the one that is connected.
-    fn moved_to(&self, endpoint: Endpoint) -> bool {
-        self.connection.as_ref().is_some_and(|connection| connection.endpoint != endpoint)
+    /// Whether the frontend's rings are not those that are connected.
+    fn moved_to(&self, terms: Terms) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.terms != terms)
     }
 
     /// Not served, and the toolstack is to learn it at once: its wait ends when our directory goes.
@@ -403,7 +432,7 @@ impl Vbd {
     /// Takes no more requests.
     pub(super) fn stop(&mut self) {
         if let Some(connection) = &mut self.connection {
-            connection.ring.close();
+            connection.requests.close();
         }
     }
 

@@ -4,14 +4,14 @@
 //! no list, and has its range there.
 
 use crate::hal::{DmaPage, Memory};
-use crate::limits::QUEUE_ENTRIES;
+use crate::limits::{COMMAND_SPANS, QUEUE_ENTRIES};
 use crate::units::{BusAddr, PAGE_SIZE, Span};
 use crate::wire::nvme::command::{Prps, Range};
 
 use super::tags::Tag;
 
 /// Entries of the list that each tag has.
-const LIST_ENTRIES: usize = 32;
+const LIST_ENTRIES: usize = COMMAND_SPANS - 1;
 const LIST_BYTES: usize = LIST_ENTRIES * 8;
 const LISTS_PER_PAGE: usize = PAGE_SIZE / LIST_BYTES;
 
@@ -20,7 +20,7 @@ pub(super) const LIST_PAGES: usize = QUEUE_ENTRIES / LISTS_PER_PAGE;
 
 /// Pages that one command can name: one itself, the others in its list. That is 128 KiB at any
 /// offset, and no list goes on in another page.
-pub(super) const PAGES: usize = 1 + LIST_ENTRIES;
+pub(super) const PAGES: usize = COMMAND_SPANS;
 
 const PAGE_BYTES: u32 = PAGE_SIZE as u32;
 

@@ -5,17 +5,21 @@ use heapless::Vec;
 
 use super::hypercall::{Nr, hypercall};
 use super::paging::{Paging, shared_page};
-use crate::hal::{DeviceAccess, DmaPage, GrantMap, GrantMapping, GrantedPage, HypervisorError};
+use crate::hal::{DeviceAccess, DmaPage, GrantCopy, GrantMap, GrantMapping, GrantedPage, HypervisorError};
 use crate::mem::{SharedPage, write_barrier};
 use crate::units::{BusAddr, DomId, GrantHandle, GrantRef, PAGE_SIZE};
 
 const MAP: u64 = 0;
 const UNMAP: u64 = 1;
 const SETUP_TABLE: u64 = 2;
+const COPY: u64 = 5;
 
 const DEVICE_MAP: u32 = 1;
 const HOST_MAP: u32 = 2;
 const READ_ONLY: u32 = 4;
+
+/// `GNTCOPY_source_gref`.
+const SOURCE_GREF: u16 = 1;
 
 /// `GTF_permit_access`.
 const PERMIT_ACCESS: u16 = 1;
@@ -61,6 +65,40 @@ struct UnmapOp {
     dev_bus_addr: u64,
     handle: u32,
     status: i16,
+}
+
+/// `struct gnttab_copy_ptr`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct CopyEnd {
+    /// A grant reference, or a frame of ours.
+    page: u64,
+    dom: u16,
+    offset: u16,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct CopyOp {
+    source: CopyEnd,
+    dest: CopyEnd,
+    len: u16,
+    flags: u16,
+    status: i16,
+}
+
+impl CopyOp {
+    fn new(copy: &GrantCopy) -> Self {
+        let page_size = PAGE_SIZE as u64;
+        let offset = (copy.to.0 % page_size) as u16;
+        Self {
+            source: CopyEnd { page: copy.gref.0.into(), dom: copy.dom.0, offset: 0 },
+            dest: CopyEnd { page: copy.to.0 / page_size, dom: SELF, offset },
+            len: copy.bytes as u16,
+            flags: SOURCE_GREF,
+            status: 0,
+        }
+    }
 }
 
 #[repr(C)]
@@ -137,6 +175,19 @@ pub(super) fn unmap(batch: &[GrantMapping]) {
     }
 }
 
+/// Copies from granted pages.
+pub(super) fn copy(batch: &mut [GrantCopy]) {
+    const NAME: &str = "GNTTABOP_copy";
+    for chunk in batch.chunks_mut(BATCH) {
+        let mut ops: Vec<CopyOp, BATCH> = chunk.iter().map(CopyOp::new).collect();
+        let done = grant_op(COPY, &mut ops, NAME);
+        for (copy, op) in chunk.iter_mut().zip(&ops) {
+            let refused = HypervisorError { op: NAME, code: op.status.into() };
+            copy.result = done.and(if op.status == 0 { Ok(()) } else { Err(refused) });
+        }
+    }
+}
+
 /// Maps one page for the CPU at an address of the window.
 pub(super) fn map_page(
     paging: &mut Paging,
@@ -181,3 +232,4 @@ fn grant_op<T>(cmd: u64, ops: &mut [T], name: &'static str) -> Result<(), Hyperv
 
 const _: () =
     assert!(size_of::<MapOp>() == 32 && size_of::<UnmapOp>() == 24 && size_of::<SetupTable>() == 24);
+const _: () = assert!(size_of::<CopyOp>() == 40);

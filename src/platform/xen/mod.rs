@@ -23,7 +23,8 @@ use self::paging::{Flaw, Paging, shared_page};
 use self::start_info::StartInfo;
 use self::watchdog::Watchdog;
 use crate::hal::{
-    Clock, DmaPage, Events, GrantMap, GrantMapping, GrantedPage, Grants, HypervisorError, Memory, MmioRegion,
+    Clock, DmaPage, Events, GrantCopy, GrantMap, GrantMapping, GrantedPage, Grants, HypervisorError, Memory,
+    MmioRegion,
 };
 use crate::mem::private::PrivatePage;
 use crate::mem::{SharedPage, write_barrier};
@@ -126,7 +127,8 @@ impl Xen {
     /// The memory as a line for the log.
     pub fn memory(&self) -> impl fmt::Display {
         let kib = |bytes: usize| bytes / 1024;
-        let (total, image, free) = (self.pages * PAGE_SIZE, paging::image_bytes(), self.paging.free_bytes());
+        let (total, image, free) =
+            (self.pages * PAGE_SIZE, paging::image_bytes(), self.paging.free_pages() * PAGE_SIZE);
         fmt::from_fn(move |f| {
             write!(f, "{} MiB, image {} KiB, free for I/O {} KiB", kib(total) / 1024, kib(image), kib(free))
         })
@@ -218,6 +220,10 @@ impl Grants for Xen {
         grants::unmap(batch);
     }
 
+    fn copy(&mut self, batch: &mut [GrantCopy]) {
+        grants::copy(batch);
+    }
+
     fn map_page(&mut self, dom: DomId, gref: GrantRef) -> Result<GrantedPage, HypervisorError> {
         grants::map_page(&mut self.paging, dom, gref)
     }
@@ -232,6 +238,10 @@ impl Grants for Xen {
 }
 
 impl Memory for Xen {
+    fn free_pages(&self) -> usize {
+        self.paging.free_pages()
+    }
+
     fn take_page(&mut self) -> Option<DmaPage> {
         self.paging.take_page()
     }

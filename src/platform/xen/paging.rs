@@ -128,9 +128,9 @@ impl Paging {
         Ok(paging)
     }
 
-    /// Bytes of the pool still free.
-    pub(super) fn free_bytes(&self) -> usize {
-        self.pool.len() * PAGE_SIZE
+    /// Pages of the pool still free.
+    pub(super) const fn free_pages(&self) -> usize {
+        self.pool.len()
     }
 
     /// The page that holds machine frame `mfn` of ours.

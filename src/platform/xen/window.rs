@@ -18,8 +18,9 @@ impl<const WORDS: usize> Window<WORDS> {
 
     /// Takes the first `pages` addresses in a row that are free.
     pub(super) fn reserve(&mut self, pages: usize) -> Option<usize> {
+        let full = self.taken.iter().take_while(|word| **word == u64::MAX).count();
         let mut free = 0;
-        for page in 0..WORDS * BITS {
+        for page in full * BITS..WORDS * BITS {
             free = if self.is_taken(page) { 0 } else { free + 1 };
             if free == pages {
                 let first = page + 1 - pages;

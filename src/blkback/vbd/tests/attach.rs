@@ -9,7 +9,7 @@ fn attach_offers_dwells_and_connects() {
     world.run();
     assert_eq!(world.trace(), [(0, "2")]);
     assert_eq!(world.ours("sectors"), "8000");
-    assert_eq!((world.ours("sector-size"), world.ours("physical-sector-size")), ("4096", "4096"));
+    assert_eq!((world.ours("sector-size"), world.ours("physical-sector-size")), ("4096", "-"));
     assert_eq!((world.ours("info"), world.ours("feature-flush-cache")), ("0", "1"));
     // A frontend that is faster than libxl reads must not be seen before libxl has read 2.
     world.frontend_ready("8", "15");
@@ -20,7 +20,7 @@ fn attach_offers_dwells_and_connects() {
     assert_eq!(world.trace(), [(0, "2"), (200, "4")]);
     assert_eq!(world.machine.mapped.len(), 1);
     assert_eq!(world.machine.bound.values().copied().collect::<Vec<_>>(), [(5, 15)]);
-    assert_eq!(world.vbd.ring_mut().unwrap().volume().sectors().0, 8000);
+    assert_eq!(world.vbd.requests_mut().unwrap().volume().sectors().0, 8000);
     assert_eq!(world.vbd.to_string(), "vbd 5/51728 nvme0n2");
     world.run_until(60_000);
     assert_eq!(world.trace().len(), 2);
@@ -218,10 +218,11 @@ fn a_read_only_attach_is_not_written() {
         world.run_until(200);
         let mut front = Front::at(world.machine.granted[&(5, 8)], 0);
         front.submit(&entry(1, 1, 0, &[(7, 0, 0)]));
-        let ring = world.vbd.ring_mut().unwrap();
-        let mut batch = heapless::Vec::new();
-        let grants = ring.admit(1, &mut batch).unwrap();
-        assert_eq!((grants, ring.publish()), (usize::from(status == 0), status != 0));
+        let requests = world.vbd.requests_mut().unwrap();
+        let admitted = requests.admit(Instant(0), 1, &mut started()).unwrap();
+        let mut notified = false;
+        requests.publish(|_| notified = true);
+        assert_eq!((admitted.maps, notified), (u16::from(status == 0), status != 0));
         assert_eq!(front.response().map(|(_, _, status)| status), (status != 0).then_some(status));
     }
 }
@@ -268,8 +269,8 @@ type UseUp = fn(&mut World);
 fn a_budget_that_is_used_up_refuses_the_attach_and_says_how_to_raise_it() {
     let cases: [(UseUp, &str, [&str; 2]); 4] = [
         (
-            |world| world.machine.free_pages = PAGES - 1,
-            "memory: 16 KiB are needed for each device and 12 KiB are left; \
+            |world| world.machine.free_pages = PLAIN - 1,
+            "memory: 28 KiB are needed for each device and 24 KiB are left; \
              raise memory= in platter's configuration",
             ["error", "removed"],
         ),
@@ -361,13 +362,13 @@ fn a_reason_that_waits_for_room_is_none_when_the_device_is_served_after_all() {
 #[test]
 fn what_was_reserved_when_it_was_offered_serves_every_connection() {
     let mut world = World::connected();
-    assert_eq!((world.machine.taken_pages, world.machine.reserved.len()), (PAGES, 0));
+    assert_eq!((world.machine.taken_pages, world.machine.reserved.len()), (PLAIN, 0));
     // Others take what is left; starting again needs nothing of it.
     assert_eq!((world.machine.ports, world.machine.free_pages), (1, 0));
     for port in ["16", "15", "17", "16"] {
         world.set(FRONT, "state", "1");
         world.run();
-        assert_eq!((world.machine.taken_pages, world.machine.reserved.len()), (PAGES, 1));
+        assert_eq!((world.machine.taken_pages, world.machine.reserved.len()), (PLAIN, 1));
         world.frontend_ready("9", port);
         let until = world.millis() + 10_000;
         world.run_until(until);

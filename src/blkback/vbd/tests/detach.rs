@@ -1,6 +1,7 @@
 //! Closing, whoever wants it, and what is left.
 
 use super::*;
+use crate::blkback::Issued;
 
 /// The controller of the disk that is attached.
 const CONTROLLER: usize = 0;
@@ -116,7 +117,9 @@ fn a_new_device_is_not_removed_in_the_place_of_the_old() {
 #[test]
 fn a_frontend_that_cannot_be_served_learns_it() {
     for (node, value, reason) in [
-        ("protocol", "x86_32-abi", "its frontend uses the protocol x86_32-abi, which is not served"),
+        ("protocol", "arm-abi", "its frontend uses an unknown protocol"),
+        ("multi-queue-num-queues", "2", "its frontend wants none or more queues than were offered"),
+        ("ring-page-order", "5", "its frontend made a ring of more pages than were offered"),
         ("ring-ref", "", "its frontend gave no valid ring-ref"),
         ("ring-ref", "77", "cannot map its ring-ref 77: GNTTABOP_map_grant_ref returned -3"),
         ("event-channel", "77", "cannot bind its event-channel 77: EVTCHNOP_bind_interdomain returned -22"),
@@ -144,8 +147,8 @@ fn a_broken_ring_closes_its_device() {
             world.detach();
             world.run();
         }
-        world.vbd.fault(FrontendFault::Overrun(99));
-        assert!(!world.vbd.ring_mut().unwrap().backlog(), "it stops at once");
+        world.vbd.fault(FrontendFault::Overrun { claimed: 99, entries: 32 });
+        assert!(!world.vbd.requests_mut().unwrap().backlog(), "it stops at once");
         world.run();
         let expected = [(200, "error"), (200, "5"), (200, "6")];
         let expected: Vec<_> = expected.into_iter().filter(|(_, what)| !(closing && *what == "5")).collect();
@@ -171,21 +174,22 @@ fn what_is_in_flight_is_finished_before_anything_is_given_up() {
     let frame = world.machine.granted[&(5, 8)];
     let mut front = Front::at(frame, 0);
     front.submit(&entry(3, 1, 0, &[]));
-    let ring = world.vbd.ring_mut().unwrap();
-    assert_eq!(ring.admit(1, &mut heapless::Vec::new()), Ok(0));
-    ring.issued(0);
+    let requests = world.vbd.requests_mut().unwrap();
+    let admitted = requests.admit(Instant(0), 1, &mut started()).unwrap();
+    assert_eq!((admitted.requests, admitted.maps), (1, 0));
+    requests.issued(Issued::Flush);
     world.remove(FRONT);
     world.detach();
     world.run_until(5000);
     assert_eq!((world.trace(), world.machine.mapped.len(), world.machine.bound.len()), (vec![], 1, 1));
-    let ring = world.vbd.ring_mut().unwrap();
-    assert!(!ring.backlog() && !ring.arm(), "no more is taken");
-    ring.completed(0, true);
+    let requests = world.vbd.requests_mut().unwrap();
+    assert!(!requests.backlog() && !requests.arm(), "no more is taken");
+    requests.completed(0, true);
     world.run();
     assert_eq!(world.machine.mapped.len(), 1, "not before it is answered");
-    let ring = world.vbd.ring_mut().unwrap();
-    assert!(ring.reap(&mut heapless::Vec::new()));
-    ring.answer();
+    let requests = world.vbd.requests_mut().unwrap();
+    assert!(requests.reap(&mut heapless::Vec::new()));
+    requests.answer(Instant(0));
     world.run();
     assert_eq!((front.response(), world.machine.notified.len()), (Some((3, 1, 0)), 1));
     assert_eq!(world.trace(), [(5000, "6")]);

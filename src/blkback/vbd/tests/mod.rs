@@ -11,7 +11,8 @@ use std::vec::Vec;
 use std::{format, vec};
 
 use super::*;
-use crate::blkback::slots::PAGES;
+use crate::blkback::Batch;
+use crate::blkback::means::PLAIN;
 use crate::blkback::testing::Machine;
 use crate::mem::frame::Frame;
 use crate::volume::tests::{disk, volume};
@@ -41,8 +42,8 @@ struct World {
     most_nodes: usize,
     /// Whether events tell the device of its own writes, as a rule they do.
     echo: bool,
-    /// What other devices hold.
-    others: Vec<Hold>,
+    /// What other devices have.
+    others: Vec<Neighbour>,
 }
 
 impl World {
@@ -50,7 +51,7 @@ impl World {
         let mut volumes = Volumes::new();
         volumes.add_disk(disk(0, volume(512, 1000)));
         volumes.add_disk(disk(1, volume(4096, 1000)));
-        let mut machine = Machine::with(1, PAGES);
+        let mut machine = Machine::with(1, PLAIN);
         machine.granted = [((5, 8), Frame::new()), ((5, 9), Frame::new())].into();
         machine.open = vec![(5, 15), (5, 16)];
         Self {
@@ -278,8 +279,15 @@ impl World {
 
     fn assert_disconnected(&self) {
         assert!(self.machine.mapped.is_empty() && self.machine.bound.is_empty());
-        assert!(self.vbd.port().is_none());
+        assert!(self.vbd.ports().next().is_none());
     }
+}
+
+/// A batch with room.
+fn started() -> Batch {
+    let mut batch = Batch::new();
+    batch.start(usize::MAX);
+    batch
 }
 
 /// An attach and a detach, until so many jobs were done. False when it was over before.

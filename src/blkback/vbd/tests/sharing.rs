@@ -19,13 +19,15 @@ fn world() -> World {
     world
 }
 
-/// What another guest holds that has attached this.
-fn held(target: &str, mode: &str) -> Hold {
+/// What another guest has that has attached this.
+fn held(target: &str, mode: &str) -> Neighbour {
     let mut other = world();
     other.attach(target, mode);
     other.run();
-    let hold = other.vbd.hold().expect("it was offered");
-    Hold { id: DeviceId { guest: DomId(6), device: 51712 }, ..hold }
+    let mut neighbour = other.vbd.as_neighbour();
+    let hold = neighbour.hold.as_mut().expect("it was offered");
+    hold.id = DeviceId { guest: DomId(6), device: 51712 };
+    neighbour
 }
 
 #[test]
@@ -36,7 +38,6 @@ fn blocks_are_one_writers_or_several_readers() {
         for (ours, our_mode) in targets.iter().flat_map(|target| [(*target, "r"), (*target, "w")]) {
             let mut world = world();
             world.others = vec![held("nvme0n2", "r"), held(theirs, their_mode)];
-            world.others[0].writable = false;
             world.others.rotate_right(usize::from(our_mode == "r"));
             world.attach(ours, our_mode);
             world.run();
@@ -120,7 +121,7 @@ fn at_no_step_of_a_life_is_a_connection_without_its_volume() {
         let mut world = World::new();
         world.attach("nvme0n1", "w");
         let lived = live(&mut world, steps);
-        let is_open = world.vbd.port().is_some();
+        let is_open = world.vbd.ports().next().is_some();
         assert!(!is_open || world.vbd.hold().is_some(), "after {steps} jobs");
         let shown = world.ours("state");
         assert!(!matches!(shown, "2" | "4" | "5") || world.vbd.hold().is_some(), "state {shown}");

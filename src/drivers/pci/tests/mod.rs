@@ -10,7 +10,9 @@ use std::time::Duration;
 use std::vec::Vec;
 
 use super::*;
-use crate::hal::{Clock, DmaPage, Events, GrantMap, GrantMapping, GrantedPage, Grants, Memory, MmioRegion};
+use crate::hal::{
+    Clock, DmaPage, Events, GrantCopy, GrantMap, GrantMapping, GrantedPage, Grants, Memory, MmioRegion,
+};
 use crate::limits;
 use crate::mem::frame::Frame;
 use crate::mem::private::PrivatePage;
@@ -81,6 +83,10 @@ impl Grants for TestHal {
         unimplemented!()
     }
 
+    fn copy(&mut self, _: &mut [GrantCopy]) {
+        unimplemented!()
+    }
+
     fn map_page(&mut self, _: DomId, _: GrantRef) -> Result<GrantedPage, HypervisorError> {
         unimplemented!()
     }
@@ -96,6 +102,10 @@ impl Grants for TestHal {
 }
 
 impl Memory for TestHal {
+    fn free_pages(&self) -> usize {
+        unreachable!("nobody asks")
+    }
+
     fn take_page(&mut self) -> Option<DmaPage> {
         (!self.no_page).then(|| DmaPage { page: self.frame.shared(), bus: BusAddr(0x1000) })
     }

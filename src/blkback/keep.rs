@@ -1,0 +1,240 @@
+//! Pages of a guest that stay mapped between requests (blkif.h, `feature-persistent`): by grant
+//! reference, where devices find the page. A page is mapped the first time that a request names it,
+//! and given back when it was not used for a while, when others need its place, or at the end.
+//!
+//! No calls to the hypervisor here: what is given back is handed to the caller to be unmapped.
+
+use core::array;
+use core::time::Duration;
+
+use heapless::Vec;
+
+use crate::hal::{GrantMapping, Memory};
+use crate::limits::KEPT;
+use crate::mem::private::PageBox;
+use crate::units::{BusAddr, GrantHandle, GrantRef, Instant, PAGE_SIZE};
+
+/// A page that was not used for so long is given back.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Pages that are given back at once when all places are taken: it is done together with other
+/// pages, and not again for each new page.
+const EVICTED: usize = KEPT / 16;
+
+/// Pages in use that are passed by in the search for one that is not.
+const PASSED: usize = 64;
+
+const PER_PAGE: usize = PAGE_SIZE / size_of::<Entry>();
+const ENTRY_PAGES: usize = KEPT.div_ceil(PER_PAGE);
+const CHAINS: usize = PAGE_SIZE / size_of::<u16>();
+
+/// Pages that it takes.
+pub(super) const PAGES: usize = ENTRY_PAGES + 1;
+
+/// Ends a chain or a list.
+const NONE: u16 = u16::MAX;
+
+const _: () = assert!(KEPT < NONE as usize && CHAINS.is_power_of_two());
+
+/// A place for a page.
+#[derive(Debug)]
+struct Entry {
+    gref: GrantRef,
+    handle: GrantHandle,
+    bus: BusAddr,
+    used: Instant,
+    /// The next of the same chain, or the next free place.
+    next: u16,
+    /// The one that was used next after this one, and the one before.
+    newer: u16,
+    older: u16,
+    /// Uses by requests in flight.
+    users: u16,
+}
+
+/// The table.
+#[derive(Debug)]
+pub(super) struct Keep {
+    entries: Vec<PageBox<[Entry; PER_PAGE]>, ENTRY_PAGES>,
+    /// By hash, the first place of a chain.
+    chains: PageBox<[u16; CHAINS]>,
+    factor: u32,
+    free: u16,
+    newest: u16,
+    oldest: u16,
+    len: usize,
+}
+
+impl Keep {
+    /// An empty table; nothing when memory is used up. Guests choose grant references, and do not
+    /// know `seed`: so they cannot choose them to meet in one chain.
+    pub(super) fn take(hal: &mut impl Memory, seed: u64) -> Option<Self> {
+        if hal.free_pages() < PAGES {
+            return None;
+        }
+        let entries = (0..ENTRY_PAGES).map_while(|page| {
+            let entry = |i| Entry {
+                gref: GrantRef(0),
+                handle: GrantHandle(0),
+                bus: BusAddr(0),
+                used: Instant(0),
+                next: if page * PER_PAGE + i + 1 < KEPT { (page * PER_PAGE + i + 1) as u16 } else { NONE },
+                newer: NONE,
+                older: NONE,
+                users: 0,
+            };
+            hal.take_private().map(|page| PageBox::new(page, array::from_fn(entry)))
+        });
+        let entries = entries.collect();
+        let chains = PageBox::new(hal.take_private()?, [NONE; CHAINS]);
+        let factor = (seed ^ seed >> 32) as u32 | 1;
+        Some(Self { entries, chains, factor, free: 0, newest: NONE, oldest: NONE, len: 0 })
+    }
+
+    /// Gives the memory back. Nothing is kept any more.
+    pub(super) fn give_back(self, hal: &mut impl Memory) {
+        debug_assert_eq!(self.len, 0, "kept pages are given back first");
+        self.entries.into_iter().for_each(|page| hal.return_private(page.into_page()));
+        hal.return_private(self.chains.into_page());
+    }
+
+    /// Finds a page for one use by a request: its place, and where devices find it.
+    pub(super) fn find(&mut self, gref: GrantRef, now: Instant) -> Option<(u16, BusAddr)> {
+        let place = self.place_of(gref)?;
+        self.unlist(place);
+        self.list_newest(place);
+        let entry = self.entry_mut(place);
+        entry.users += 1;
+        entry.used = now;
+        Some((place, entry.bus))
+    }
+
+    /// Keeps a page that was just mapped for one use by a request: its place. Nothing when there is
+    /// no place, or the page is kept already.
+    pub(super) fn insert(&mut self, gref: GrantRef, mapping: GrantMapping, now: Instant) -> Option<u16> {
+        if self.free == NONE || self.place_of(gref).is_some() {
+            return None;
+        }
+        let (place, chain) = (self.free, self.chain(gref));
+        let first = core::mem::replace(&mut self.chains[chain], place);
+        let entry = self.entry_mut(place);
+        let free = core::mem::replace(&mut entry.next, first);
+        (entry.gref, entry.handle, entry.bus) = (gref, mapping.handle, mapping.bus);
+        (entry.used, entry.users) = (now, 1);
+        self.free = free;
+        self.len += 1;
+        self.list_newest(place);
+        Some(place)
+    }
+
+    /// One use is over.
+    pub(super) fn release(&mut self, place: u16) {
+        let entry = self.entry_mut(place);
+        entry.users = entry.users.checked_sub(1).expect("a use is ended once");
+    }
+
+    /// Makes room once all places are taken: adds pages to a batch to be unmapped, those that were
+    /// not used for the longest time, while the batch has room.
+    pub(super) fn make_room<const N: usize>(&mut self, unmaps: &mut Vec<GrantMapping, N>) {
+        if self.free != NONE {
+            return;
+        }
+        for _ in 0..EVICTED {
+            let Some(mapping) = (if unmaps.is_full() { None } else { self.evict() }) else { break };
+            let _ = unmaps.push(mapping);
+        }
+    }
+
+    /// Takes out a page that was idle, to be unmapped.
+    pub(super) fn take_idle(&mut self, now: Instant) -> Option<GrantMapping> {
+        if self.idle_at()? > now { None } else { self.evict() }
+    }
+
+    /// When there is a page that was idle for long.
+    pub(super) fn idle_at(&self) -> Option<Instant> {
+        (self.oldest != NONE).then(|| self.entry(self.oldest).used + IDLE)
+    }
+
+    /// Takes out any page, to be unmapped. None is in use.
+    pub(super) fn take_any(&mut self) -> Option<GrantMapping> {
+        (self.oldest != NONE).then(|| self.remove(self.oldest))
+    }
+
+    /// Takes out the page that was not used for the longest time. One that is in use counts as just
+    /// used.
+    fn evict(&mut self) -> Option<GrantMapping> {
+        for _ in 0..PASSED {
+            let place = self.oldest;
+            if place == NONE {
+                return None;
+            }
+            if self.entry(place).users == 0 {
+                return Some(self.remove(place));
+            }
+            let newest = self.entry(self.newest).used;
+            self.unlist(place);
+            self.list_newest(place);
+            self.entry_mut(place).used = newest;
+        }
+        None
+    }
+
+    fn remove(&mut self, place: u16) -> GrantMapping {
+        self.unlist(place);
+        let Entry { gref, handle, bus, next, .. } = *self.entry(place);
+        let chain = self.chain(gref);
+        if self.chains[chain] == place {
+            self.chains[chain] = next;
+        } else {
+            let before = self.chained(self.chains[chain]).find(|before| self.entry(*before).next == place);
+            self.entry_mut(before.expect("each place is in its chain")).next = next;
+        }
+        self.entry_mut(place).next = core::mem::replace(&mut self.free, place);
+        self.len -= 1;
+        GrantMapping { handle, bus }
+    }
+
+    fn place_of(&self, gref: GrantRef) -> Option<u16> {
+        self.chained(self.chains[self.chain(gref)]).find(|place| self.entry(*place).gref == gref)
+    }
+
+    /// The places of a chain.
+    fn chained(&self, first: u16) -> impl Iterator<Item = u16> {
+        let some = |place: u16| (place != NONE).then_some(place);
+        core::iter::successors(some(first), move |place| some(self.entry(*place).next)).take(KEPT)
+    }
+
+    fn chain(&self, gref: GrantRef) -> usize {
+        (gref.0.wrapping_mul(self.factor) >> (u32::BITS - CHAINS.ilog2())) as usize
+    }
+
+    fn unlist(&mut self, place: u16) {
+        let Entry { newer, older, .. } = *self.entry(place);
+        match newer {
+            NONE => self.newest = older,
+            newer => self.entry_mut(newer).older = older,
+        }
+        match older {
+            NONE => self.oldest = newer,
+            older => self.entry_mut(older).newer = newer,
+        }
+    }
+
+    fn list_newest(&mut self, place: u16) {
+        let older = core::mem::replace(&mut self.newest, place);
+        let entry = self.entry_mut(place);
+        (entry.older, entry.newer) = (older, NONE);
+        match older {
+            NONE => self.oldest = place,
+            older => self.entry_mut(older).newer = place,
+        }
+    }
+
+    fn entry(&self, place: u16) -> &Entry {
+        &self.entries[usize::from(place) / PER_PAGE][usize::from(place) % PER_PAGE]
+    }
+
+    fn entry_mut(&mut self, place: u16) -> &mut Entry {
+        &mut self.entries[usize::from(place) / PER_PAGE][usize::from(place) % PER_PAGE]
+    }
+}

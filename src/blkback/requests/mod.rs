@@ -1,0 +1,344 @@
+//! The data path of one connected device: requests become slots, slots become commands, completions
+//! become responses. A slot is the obligation to answer: it is in use from the moment its request
+//! is taken until its one response is written, and a request is only taken when a slot is free. The
+//! slots are the device's, whichever of its rings a request comes from.
+//!
+//! Nothing here calls the hypervisor or a disk. `domain` does, with one batch for all devices:
+//! [`Requests::admit`], copy, [`Requests::copied`], map, [`Requests::mapped`];
+//! [`Requests::next_command`] and what follows from it; [`Requests::reap`], unmap,
+//! [`Requests::answer`]; [`Requests::publish`].
+//!
+//! `intake` takes requests off the rings, `grants` knows the guest's pages; here is what becomes of
+//! accepted ones.
+
+mod grants;
+mod intake;
+#[cfg(test)]
+mod tests;
+
+use heapless::Deque;
+
+use self::intake::Intake;
+use super::means::Means;
+use crate::limits::SLOTS;
+use crate::units::{Block, Instant, Port, Span};
+use crate::volume::Volume;
+use crate::wire::blkif::{Operation, Status};
+
+pub use self::grants::Batch;
+pub use self::intake::Admitted;
+pub(super) use self::intake::Service;
+
+/// What is left of one request, for a disk.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Command {
+    /// The request, for [`Requests::completed`].
+    pub slot: u8,
+    /// What to do.
+    pub work: Work,
+}
+
+/// What a disk is to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Work {
+    /// Move as many of the spans as one command can, and tell [`Requests::issued`].
+    Read(Block),
+    /// The same, to the disk.
+    Write(Block),
+    /// The same, durable when it is completed.
+    WriteThrough(Block),
+    /// Make what was completed before durable.
+    Flush,
+    /// Give up as many of these blocks as one command can.
+    Discard(Block, Block),
+}
+
+/// The data of a command: as many spans as any command takes.
+pub type Spans = heapless::Vec<Span, { crate::limits::COMMAND_SPANS }>;
+
+/// What one command takes of what is left of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Issued {
+    /// So many spans from the front.
+    Spans(usize),
+    /// The flush.
+    Flush,
+    /// So many blocks of a discard.
+    Blocks(Block),
+}
+
+/// Slots by index, first in first out.
+#[derive(Debug)]
+struct Queue(Deque<u8, SLOTS>);
+
+impl Queue {
+    const fn new() -> Self {
+        Self(Deque::new())
+    }
+
+    fn push(&mut self, slot: u8) {
+        self.0.push_back(slot).expect("a slot is in a queue once at most");
+    }
+
+    fn pop(&mut self) -> Option<u8> {
+        self.0.pop_front()
+    }
+
+    fn front(&self) -> Option<u8> {
+        self.0.front().copied()
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// The requests of a connected device.
+#[derive(Debug)]
+pub struct Requests {
+    service: Service,
+    means: Means,
+    intake: Intake,
+    free: Queue,
+    /// Wait for their segments, in the order of the batch.
+    copying: Queue,
+    /// Wait for the results of their grants, in the order of the batch.
+    mapping: Queue,
+    /// Wait for commands to be issued.
+    issue: Queue,
+    /// Wait for their pages to be given back.
+    finished: Queue,
+    /// Wait for the hypercall that gives their pages back.
+    reaped: Queue,
+    /// Pages that are mapped and not kept.
+    held: usize,
+    /// A barrier that was taken, and waits until it is the only request in flight, or is done then.
+    barrier: Option<Barrier>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Barrier {
+    /// Its pages are not mapped yet.
+    Taken,
+    /// It is ready to be done.
+    Waiting(u8),
+    UnderWay,
+}
+
+impl Requests {
+    /// No requests, of a device that is to be served so. Closed: see [`Requests::open`].
+    #[must_use]
+    pub(super) fn new(service: Service, means: Means) -> Self {
+        let mut free = Queue::new();
+        (0..SLOTS as u8).for_each(|slot| free.push(slot));
+        Self {
+            service,
+            means,
+            intake: Intake::CLOSED,
+            free,
+            copying: Queue::new(),
+            mapping: Queue::new(),
+            issue: Queue::new(),
+            finished: Queue::new(),
+            reaped: Queue::new(),
+            held: 0,
+            barrier: None,
+        }
+    }
+
+    /// Gives the means back.
+    #[must_use]
+    pub(super) fn into_means(self) -> Means {
+        self.means
+    }
+
+    /// Serves another way from now on. Nothing is connected.
+    pub(super) const fn serve(&mut self, service: Service) {
+        self.service = service;
+    }
+
+    /// Takes requests from now on; the frontend lets its pages stay mapped, or does not.
+    pub(super) fn open(&mut self, persistent: bool) {
+        self.intake = Intake::open(persistent && self.means.keep.is_some());
+    }
+
+    /// The means: rings among them, and what was counted.
+    pub(super) const fn means(&self) -> &Means {
+        &self.means
+    }
+
+    /// The means, to connect rings, and to give back what is kept.
+    pub(super) const fn means_mut(&mut self) -> &mut Means {
+        &mut self.means
+    }
+
+    /// What it is served from.
+    #[must_use]
+    pub const fn volume(&self) -> &Volume {
+        &self.service.volume
+    }
+
+    /// The next command, if there is any, and its data. The same again until [`Requests::issued`] or
+    /// [`Requests::refused`] is called.
+    #[must_use]
+    pub fn next_command(&self, spans: &mut Spans) -> Option<Command> {
+        spans.clear();
+        let index = self.issue.front()?;
+        let slot = &self.means.slots[index];
+        let work = if slot.flush {
+            Work::Flush
+        } else {
+            match slot.op {
+                Operation::Read => Work::Read(slot.next),
+                Operation::Write | Operation::Flush => Work::Write(slot.next),
+                Operation::Barrier => Work::WriteThrough(slot.next),
+                Operation::Discard => Work::Discard(slot.next, slot.left),
+            }
+        };
+        if work != Work::Flush {
+            spans.extend(slot.rest().map(|(span, _)| span).take(spans.capacity()));
+        }
+        Some(Command { slot: index, work })
+    }
+
+    /// A command took that much of the next command.
+    ///
+    /// # Panics
+    /// When there is no next command, it is of another kind, or there is less left of it.
+    pub fn issued(&mut self, issued: Issued) {
+        let index = self.issue.front().expect("there was a command");
+        let slot = &mut self.means.slots[index];
+        slot.parts += 1;
+        match issued {
+            Issued::Flush => assert!(core::mem::take(&mut slot.flush), "there was a flush to issue"),
+            Issued::Spans(spans) => {
+                assert!(!slot.flush && spans > 0, "a command has data");
+                let bytes = slot.issue(spans);
+                slot.next = Block(slot.next.0.saturating_add(self.service.volume.blocks_in(bytes).0));
+            }
+            Issued::Blocks(blocks) => {
+                slot.left = Block(slot.left.0.checked_sub(blocks.0).expect("no more blocks than are left"));
+                slot.next = Block(slot.next.0.saturating_add(blocks.0));
+            }
+        }
+        // Data that comes with a flush waits until the flush is done.
+        if issued == Issued::Flush || slot.all_issued() {
+            self.dequeue();
+        }
+    }
+
+    /// The disk cannot express the next command: its request fails.
+    ///
+    /// # Panics
+    /// When there is no next command.
+    pub fn refused(&mut self) {
+        let index = self.dequeue();
+        let slot = &mut self.means.slots[index];
+        slot.abandon();
+        if slot.parts == 0 {
+            self.finished.push(index);
+        }
+    }
+
+    /// The device is done with one command of a slot, and with the memory of it.
+    ///
+    /// # Panics
+    /// When no command of the slot is outstanding.
+    pub fn completed(&mut self, slot: u8, ok: bool) {
+        let index = slot;
+        let slot = &mut self.means.slots[index];
+        slot.parts = slot.parts.checked_sub(1).expect("a completion belongs to a command");
+        if !ok {
+            slot.status = Status::Error;
+        }
+        if slot.parts > 0 || slot.queued {
+            return;
+        }
+        if ok && !slot.all_issued() {
+            self.enqueue(index);
+        } else {
+            self.finished.push(index);
+        }
+    }
+
+    /// Whether there are finished requests to be reaped.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.finished.len() > 0
+    }
+
+    /// Answers what was reaped.
+    pub fn answer(&mut self, now: Instant) {
+        while let Some(index) = self.reaped.pop() {
+            let slot = &mut self.means.slots[index];
+            self.means.links[usize::from(slot.ring)].back.push(slot.head, slot.status);
+            let okay = slot.status == Status::Okay;
+            self.means.counters.answered(slot.op, okay, slot.sectors, now.since(slot.taken));
+            if slot.op == Operation::Barrier {
+                self.barrier = None;
+            }
+            if let Some(page) = slot.page.take() {
+                self.means.segment_pages.push(page).expect("each page came from here");
+            }
+            self.free.push(index);
+        }
+        self.start_barrier();
+    }
+
+    /// Shows the guest the answers; notifies the ports of rings that asked for it.
+    pub fn publish(&mut self, mut notify: impl FnMut(Port)) {
+        for link in self.means.links.iter_mut() {
+            if link.back.publish() {
+                notify(link.port);
+            }
+        }
+    }
+
+    /// Requests that were taken and not answered.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        SLOTS - self.free.len()
+    }
+
+    /// Whether nothing is in flight and nothing more is taken.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.intake.is_closed() && self.in_flight() == 0
+    }
+
+    /// Takes no more requests. Those that were taken go on.
+    pub fn close(&mut self) {
+        self.intake.close();
+    }
+
+    /// A request has all it needs.
+    fn ready(&mut self, index: u8) {
+        if self.means.slots[index].op == Operation::Barrier {
+            self.barrier = Some(Barrier::Waiting(index));
+            self.start_barrier();
+        } else {
+            self.enqueue(index);
+        }
+    }
+
+    /// Lets a barrier begin once everything before it was answered; nothing after it was taken.
+    fn start_barrier(&mut self) {
+        if let Some(Barrier::Waiting(index)) = self.barrier
+            && self.in_flight() == 1
+        {
+            self.barrier = Some(Barrier::UnderWay);
+            self.enqueue(index);
+        }
+    }
+
+    fn enqueue(&mut self, index: u8) {
+        self.means.slots[index].queued = true;
+        self.issue.push(index);
+    }
+
+    fn dequeue(&mut self) -> u8 {
+        let index = self.issue.pop().expect("there was a command");
+        self.means.slots[index].queued = false;
+        index
+    }
+}
