@@ -5,7 +5,8 @@
 //! `controllers` joins PCI functions with the disks behind them, `survey` makes volumes of these,
 //! `home` holds the conversation about the domain itself, `scan` finds devices in xenstore, `foreign`
 //! refuses those of other kinds, `errors` bounds what they leave there, `io` carries requests between
-//! rings and disks, `ports` knows whose an event channel is, `farewell` ends it.
+//! rings and disks, `ports` knows whose an event channel is, `statistics` answers dom0's questions,
+//! `farewell` ends it.
 
 mod controllers;
 mod errors;
@@ -16,6 +17,7 @@ mod io;
 mod ports;
 mod scan;
 mod set;
+mod statistics;
 mod survey;
 
 use heapless::Vec;
@@ -29,6 +31,7 @@ use self::io::{Disks, Io, Vbds};
 use self::ports::{Owner, PortTable};
 use self::scan::Scan;
 use self::set::Set;
+use self::statistics::Statistics;
 use self::survey::Survey;
 use crate::blkback::{DeviceId, Vbd};
 use crate::drivers::pci::{self, Pci};
@@ -106,6 +109,7 @@ enum Speaker {
     Scan,
     Foreign,
     Errors,
+    Statistics,
     Vbd(usize),
 }
 
@@ -132,6 +136,7 @@ pub struct Domain<'a> {
     foreign: Option<Foreign>,
     survey: Survey,
     errors: Errors,
+    statistics: Statistics,
     start: Start,
     started: Instant,
     /// The vbd whose turn it is to speak with the store.
@@ -163,6 +168,7 @@ impl<'a> Domain<'a> {
             foreign: None,
             survey: Survey::new(),
             errors: Errors::new(),
+            statistics: Statistics::new(),
             start: Start::Devices,
             started,
             cursor: 0,
@@ -233,6 +239,10 @@ impl<'a> Domain<'a> {
         if self.start == Start::Devices {
             return None;
         }
+        // Before the devices' jobs, of which guests can make more and more.
+        if let Some(job) = self.statistics.next_job(now, &self.tables.vbds) {
+            return Some((Speaker::Statistics, job));
+        }
         // Before anybody leaves the next reason.
         if let Some(job) = self.errors.next_job() {
             return Some((Speaker::Errors, job));
@@ -264,6 +274,7 @@ impl<'a> Domain<'a> {
         match token.as_str() {
             home::SHUTDOWN | home::SYSRQ => self.home.notice(),
             pci::TOKEN => self.pci.notice(),
+            statistics::TOKEN => self.statistics.notice(),
             scan::TOKEN => match DeviceId::in_path(path).and_then(|id| self.place_of(id)) {
                 Some(index) => self.notice_vbd(index),
                 None => self.scan.notice(),
@@ -304,6 +315,7 @@ impl<'a> Domain<'a> {
                     self.errors.note(foreign.errors());
                 }
             }
+            Some(Speaker::Statistics) => self.statistics.job_done(answers),
             Some(Speaker::Vbd(index)) => {
                 let Tables { vbds, volumes, .. } = &mut *self.tables;
                 let (before, rest) = vbds.split_at_mut(index);

@@ -12,6 +12,7 @@ mod oracles;
 mod recovery;
 mod rogue;
 mod source;
+mod statistics;
 mod storms;
 mod tidy;
 mod toy;
