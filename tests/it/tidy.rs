@@ -34,6 +34,9 @@ const ARROWS: &[(&str, &[&[&str]])] = &[
 /// Files that see every room: the crate's root and the image's entry.
 const ROOTS: &[&str] = &["src/lib.rs", "src/main.rs"];
 
+/// Programs for dom0: crates of their own, none of them in the image.
+const PROGRAMS: &str = "src/bin/";
+
 /// Where `unsafe` may stand.
 /// The last is a tool of the lab that asks the hypervisor for CPU times.
 const UNSAFE: &[&str] = &["src/mem/", "src/platform/", "src/main.rs", "tests/lab/src/bin/domain-cpu-time.rs"];
@@ -95,7 +98,8 @@ fn rust_files() -> Vec<File> {
 
 /// Files of the image's crate that are not for tests alone.
 fn image_files() -> Vec<File> {
-    let files: Vec<File> = rust_files().into_iter().filter(|file| file.room().is_some()).collect();
+    let is_image = |file: &File| file.room().is_some() && !file.path.starts_with(PROGRAMS);
+    let files: Vec<File> = rust_files().into_iter().filter(is_image).collect();
     let mut for_tests = Vec::new();
     for file in &files {
         let folder = match file.path.strip_suffix("/mod.rs") {

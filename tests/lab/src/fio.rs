@@ -124,6 +124,12 @@ impl<'g, 'm> Rounds<'g, 'm> {
     }
 }
 
+/// 4 KiB random requests at depth 8, as many as there are blocks in `size` MiB: reads, writes or, half and half, both.
+pub(crate) fn once_over(guest: &Linux, device: &str, mix: &str, size: u32) -> Result<Outcome> {
+    let job = format!("--rw={mix} --bs=4k --iodepth=8 --size={size}m");
+    run(guest, device, &job, Duration::from_secs(300))
+}
+
 /// 4 KiB random reads at depth 32 for some seconds.
 pub(crate) fn random_reads(guest: &Linux, device: &str, seconds: u32) -> Result<Outcome> {
     let job = format!("--rw=randread --bs=4k --iodepth=32 --time_based --runtime={seconds}");

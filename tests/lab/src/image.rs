@@ -1,4 +1,5 @@
-//! `cargo lab image`: the release image, stripped, with its symbols, its xl configuration and its systemd unit beside it.
+//! `cargo lab image`: the release image, stripped, with its symbols, its xl configuration, its systemd unit and
+//! `platter-stat` beside it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,6 +15,9 @@ const FREESTANDING: &str = "x86_64-unknown-none";
 /// What every Rust of this kind of machine can build for.
 const HOSTED: &str = "x86_64-unknown-linux-gnu";
 
+/// The program for dom0 that shows statistics.
+pub(crate) const STAT: &str = "platter-stat";
+
 /// The systemd unit that starts it before the guests.
 pub(crate) const UNIT: &str = include_str!("../../../boot/platter.service");
 
@@ -27,7 +31,8 @@ pub(crate) struct Image {
     pub(crate) target: &'static str,
 }
 
-/// Builds the image into `target/image`: `platter`, `platter.sym` with symbols, `platter.cfg`, `platter.service`.
+/// Builds the image into `target/image`: `platter`, `platter.sym` with symbols, `platter.cfg`, `platter.service`, and
+/// `platter-stat` for dom0.
 ///
 /// # Errors
 /// It does not compile, or `strip` is missing.
@@ -37,23 +42,21 @@ pub(crate) fn build(progress: &Progress) -> Result<Image> {
     let sysroot = Path::new(sysroot.trim_end());
     let target = if has_core(sysroot, FREESTANDING) { FREESTANDING } else { HOSTED };
     step.now(&format!("building for {target}"));
+    let flags = remap(sysroot)?;
+    compile("platter", "image", target, &flags)?;
+    step.now("building platter-stat");
+    // Without shared libraries, for whatever libc dom0 has.
+    compile(STAT, "stat", HOSTED, &[&flags[..], &["-Ctarget-feature=+crt-static".to_owned()]].concat())?;
+    install(target)
+}
+
+fn compile(program: &str, feature: &str, target: &str, flags: &[String]) -> Result<()> {
     let mut cargo = Command::new("cargo");
-    cargo.args([
-        "build",
-        "--quiet",
-        "--release",
-        "--package",
-        "platter",
-        "--bin",
-        "platter",
-        "--features",
-        "image",
-    ]);
-    cargo.args(["--target", target]);
+    cargo.args(["build", "--quiet", "--release", "--package", "platter"]);
+    cargo.args(["--bin", program, "--features", feature, "--target", target]);
     // Takes the place of RUSTFLAGS, so that no setting of this machine gets into the image.
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", remap(sysroot)?.join("\x1f"));
-    process::output(cargo.current_dir(paths::workspace()))?;
-    install(&paths::target().join(target).join("release/platter"), target)
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    process::output(cargo.current_dir(paths::workspace())).map(drop)
 }
 
 fn has_core(sysroot: &Path, target: &str) -> bool {
@@ -71,14 +74,20 @@ fn remap(sysroot: &Path) -> Result<[String; 3]> {
     Ok([rule(&paths::workspace(), "platter"), rule(&cargo, "cargo"), rule(sysroot, "rust")])
 }
 
-fn install(built: &Path, target: &'static str) -> Result<Image> {
+fn install(target: &'static str) -> Result<Image> {
     let folder = paths::image();
     fs::create_dir_all(&folder)?;
     let path = folder.join("platter");
-    fs::copy(built, folder.join("platter.sym")).with_context(|| format!("no {}", built.display()))?;
-    process::output(Command::new("strip").arg("--strip-all").arg("-o").arg(&path).arg(built))?;
+    let built = paths::target().join(target).join("release/platter");
+    fs::copy(&built, folder.join("platter.sym")).with_context(|| format!("no {}", built.display()))?;
+    strip(&built, &path)?;
+    strip(&paths::target().join(HOSTED).join("release").join(STAT), &folder.join(STAT))?;
     fs::write(folder.join("platter.cfg"), include_str!("../../../boot/platter.cfg"))?;
     fs::write(folder.join("platter.service"), UNIT)?;
     let size = fs::metadata(&path)?.len();
     Ok(Image { path, size, target })
+}
+
+fn strip(from: &Path, to: &Path) -> Result<()> {
+    process::output(Command::new("strip").arg("--strip-all").arg("-o").arg(to).arg(from)).map(drop)
 }

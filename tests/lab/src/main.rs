@@ -48,7 +48,7 @@ enum Action {
     /// Build the release image into target/image.
     ///
     /// Makes `platter` (the stripped image), `platter.sym` (with symbols, to read an epitaph by), `platter.cfg` (an xl
-    /// configuration to edit) and `platter.service` (a systemd unit). Builds for x86_64-unknown-none when Rust has that target, else for the host's.
+    /// configuration to edit), `platter.service` (a systemd unit) and `platter-stat` (for dom0). Builds for x86_64-unknown-none when Rust has that target, else for the host's.
     Image,
     /// See platter do its job: two Linux guests write and verify on one emulated NVMe disk.
     ///

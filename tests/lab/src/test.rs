@@ -68,7 +68,7 @@ fn select(filter: &str, all: bool) -> Vec<(Boot, Vec<Story>)> {
 
 fn host_tests(progress: &Progress, filter: &str, tally: &Mutex<Tally>) -> Result<()> {
     let step = progress.task("host");
-    for package in [&["--package", "platter", "--features", "sim"][..], &["--package", "platter-lab"]] {
+    for package in [&["--package", "platter", "--features", "sim,stat"][..], &["--package", "platter-lab"]] {
         interrupt::check()?;
         step.now(&format!("cargo test {}", package.join(" ")));
         let mut cargo = Command::new("cargo");

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use super::agent::{Answer, poll};
 use super::{Controller, Machine};
+use crate::image::STAT;
 use crate::paths;
 
 /// The domain's name, and so what `backend=` says.
@@ -134,7 +135,9 @@ impl<'m> Platter<'m> {
 fn share_image(machine: &Machine) -> Result<()> {
     let (image, share) = (paths::image(), machine.run().share());
     let missing = || format!("no image in {}: `cargo lab image` makes it", image.display());
-    fs::copy(image.join("platter"), share.join("platter")).with_context(missing)?;
+    for program in ["platter", STAT] {
+        fs::copy(image.join(program), share.join(program)).with_context(missing)?;
+    }
     let configuration = fs::read_to_string(image.join("platter.cfg")).with_context(missing)?;
     fs::write(share.join("platter.cfg"), with_kernel(&configuration, "/share/platter"))?;
     Ok(())

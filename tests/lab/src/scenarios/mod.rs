@@ -12,6 +12,7 @@ mod life;
 mod many;
 mod peer;
 mod serving;
+mod statistics;
 mod toolstack;
 mod trouble;
 mod volumes;
@@ -123,6 +124,7 @@ pub(crate) const BOOTS: &[Boot] = &[
             blocks::file_system_stays_clean,
             serving::attaches_again_and_again,
             blocks::two_guests_at_once,
+            statistics::what_fio_did_is_what_dom0_sees,
         ],
     },
     Boot {
@@ -233,6 +235,7 @@ pub(crate) const BOOTS: &[Boot] = &[
             blocks::writes_land_where_they_belong,
             blocks::flushes_reach_the_device,
             blocks::two_guests_at_once,
+            statistics::what_fio_did_is_what_dom0_sees,
             life::options_are_heeded_or_named,
             life::stays_up_without_a_device,
             life::crash_leaves_an_epitaph,

@@ -19,7 +19,7 @@ pub(super) const SCRIPTS: [&str; 4] = [AGENT, CONTROL_INIT, GUEST_INIT, BLOCK];
 
 const XEN_BIN: &str = "usr/lib/xen-4.17/bin";
 
-const CONTROL_PROGRAMS: [&str; 15] = [
+const CONTROL_PROGRAMS: [&str; 16] = [
     "usr/lib/xen-4.17/bin/xl",
     "usr/lib/xen-4.17/bin/libxl-save-helper",
     "usr/lib/xen-4.17/bin/xenstored",
@@ -32,11 +32,12 @@ const CONTROL_PROGRAMS: [&str; 15] = [
     "usr/bin/xenstore-read",
     "usr/bin/xenstore-write",
     "usr/bin/xenstore-ls",
+    "usr/bin/xenstore-list",
     "usr/bin/xenstore-rm",
     "usr/bin/xenstore-watch",
     "usr/bin/xenstore-chmod",
 ];
-const GUEST_PROGRAMS: [&str; 3] = ["usr/bin/fio", "sbin/mke2fs", "sbin/e2fsck"];
+const GUEST_PROGRAMS: [&str; 4] = ["usr/bin/fio", "usr/bin/xenstore-read", "sbin/mke2fs", "sbin/e2fsck"];
 
 /// Modules of both kinds of control domain, of the one with control, of the driver domain, of a guest.
 const COMMON_MODULES: [&str; 5] = ["xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd"];
