@@ -13,7 +13,7 @@ fn main() {
     // On the bare target rustc calls the linker itself, elsewhere through the C compiler.
     if !bare {
         for arg in ["-nostdlib", "-nostartfiles", "-static", "-no-pie"] {
-            println!("cargo::rustc-link-arg-bins={arg}");
+            println!("cargo::rustc-link-arg-bin=platter={arg}");
         }
     }
     for arg in [
@@ -25,6 +25,6 @@ fn main() {
         &format!("-T{script}"),
     ] {
         let prefix = if bare { "" } else { "-Wl," };
-        println!("cargo::rustc-link-arg-bins={prefix}{arg}");
+        println!("cargo::rustc-link-arg-bin=platter={prefix}{arg}");
     }
 }
