@@ -72,7 +72,7 @@ impl Connection {
     /// Gives all of it back. Nothing is in flight any more; the last answers are published.
     pub(super) fn close(mut self, hal: &mut impl Hal, reserve: &mut Reserve) {
         self.requests.publish(|port| hal.notify(port));
-        unmap_all(hal, || self.requests.means_mut().keep.as_mut()?.take_any());
+        unmap_all(hal, || self.requests.means_mut().keep.as_mut()?.take_oldest());
         self.requests.close();
         while let Some(link) = self.requests.means_mut().links.pop() {
             reserve.unbind(hal, link.port);

@@ -21,9 +21,6 @@ const IDLE: Duration = Duration::from_secs(60);
 /// pages, and not again for each new page.
 const EVICTED: usize = KEPT / 16;
 
-/// Pages in use that are passed by in the search for one that is not.
-const PASSED: usize = 64;
-
 const PER_PAGE: usize = PAGE_SIZE / size_of::<Entry>();
 const ENTRY_PAGES: usize = KEPT.div_ceil(PER_PAGE);
 const CHAINS: usize = PAGE_SIZE / size_of::<u16>();
@@ -45,7 +42,7 @@ struct Entry {
     used: Instant,
     /// The next of the same chain, or the next free place.
     next: u16,
-    /// The one that was used next after this one, and the one before.
+    /// Among those not in use, the one that was used next after this one, and the one before.
     newer: u16,
     older: u16,
     /// Uses by requests in flight.
@@ -60,9 +57,12 @@ pub(super) struct Keep {
     chains: PageBox<[u16; CHAINS]>,
     factor: u32,
     free: u16,
+    /// Of those not in use, in the order in which their last uses ended.
     newest: u16,
     oldest: u16,
     len: usize,
+    /// When idle ones are looked for next.
+    look_at: Instant,
 }
 
 impl Keep {
@@ -88,7 +88,16 @@ impl Keep {
         let entries = entries.collect();
         let chains = PageBox::new(hal.take_private()?, [NONE; CHAINS]);
         let factor = (seed ^ seed >> 32) as u32 | 1;
-        Some(Self { entries, chains, factor, free: 0, newest: NONE, oldest: NONE, len: 0 })
+        Some(Self {
+            entries,
+            chains,
+            factor,
+            free: 0,
+            newest: NONE,
+            oldest: NONE,
+            len: 0,
+            look_at: Instant(0),
+        })
     }
 
     /// Gives the memory back. Nothing is kept any more.
@@ -98,11 +107,17 @@ impl Keep {
         hal.return_private(self.chains.into_page());
     }
 
+    /// How many pages are kept.
+    pub(super) const fn len(&self) -> usize {
+        self.len
+    }
+
     /// Finds a page for one use by a request: its place, and where devices find it.
     pub(super) fn find(&mut self, gref: GrantRef, now: Instant) -> Option<(u16, BusAddr)> {
         let place = self.place_of(gref)?;
-        self.unlist(place);
-        self.list_newest(place);
+        if self.entry(place).users == 0 {
+            self.unlist(place);
+        }
         let entry = self.entry_mut(place);
         entry.users += 1;
         entry.used = now;
@@ -122,8 +137,10 @@ impl Keep {
         (entry.gref, entry.handle, entry.bus) = (gref, mapping.handle, mapping.bus);
         (entry.used, entry.users) = (now, 1);
         self.free = free;
+        if self.len == 0 {
+            self.look_at = now + IDLE;
+        }
         self.len += 1;
-        self.list_newest(place);
         Some(place)
     }
 
@@ -131,54 +148,45 @@ impl Keep {
     pub(super) fn release(&mut self, place: u16) {
         let entry = self.entry_mut(place);
         entry.users = entry.users.checked_sub(1).expect("a use is ended once");
+        if entry.users == 0 {
+            self.list_newest(place);
+        }
     }
 
     /// Makes room once all places are taken: adds pages to a batch to be unmapped, those that were
-    /// not used for the longest time, while the batch has room.
+    /// not used for the longest time and are not in use, while the batch has room.
     pub(super) fn make_room<const N: usize>(&mut self, unmaps: &mut Vec<GrantMapping, N>) {
         if self.free != NONE {
             return;
         }
         for _ in 0..EVICTED {
-            let Some(mapping) = (if unmaps.is_full() { None } else { self.evict() }) else { break };
+            let Some(mapping) = (if unmaps.is_full() { None } else { self.take_oldest() }) else { break };
             let _ = unmaps.push(mapping);
         }
     }
 
-    /// Takes out a page that was idle, to be unmapped.
+    /// Takes out a page that was idle for long, to be unmapped.
     pub(super) fn take_idle(&mut self, now: Instant) -> Option<GrantMapping> {
-        if self.idle_at()? > now { None } else { self.evict() }
+        if now < self.look_at {
+            return None;
+        }
+        let used = if self.oldest == NONE { now } else { self.entry(self.oldest).used };
+        self.look_at = used + IDLE;
+        if now < self.look_at { None } else { self.take_oldest() }
     }
 
-    /// When there is a page that was idle for long.
+    /// When there may be such a page: later than any time when [`Keep::take_idle`] found none.
     pub(super) fn idle_at(&self) -> Option<Instant> {
-        (self.oldest != NONE).then(|| self.entry(self.oldest).used + IDLE)
+        (self.len > 0).then_some(self.look_at)
     }
 
-    /// Takes out any page, to be unmapped. None is in use.
-    pub(super) fn take_any(&mut self) -> Option<GrantMapping> {
+    /// Takes out the page that was not used for the longest time, to be unmapped, if there is one that
+    /// is not in use.
+    pub(super) fn take_oldest(&mut self) -> Option<GrantMapping> {
         (self.oldest != NONE).then(|| self.remove(self.oldest))
     }
 
-    /// Takes out the page that was not used for the longest time. One that is in use counts as just
-    /// used.
-    fn evict(&mut self) -> Option<GrantMapping> {
-        for _ in 0..PASSED {
-            let place = self.oldest;
-            if place == NONE {
-                return None;
-            }
-            if self.entry(place).users == 0 {
-                return Some(self.remove(place));
-            }
-            let newest = self.entry(self.newest).used;
-            self.unlist(place);
-            self.list_newest(place);
-            self.entry_mut(place).used = newest;
-        }
-        None
-    }
-
+    /// Takes out a page that is not in use.
     fn remove(&mut self, place: u16) -> GrantMapping {
         self.unlist(place);
         let Entry { gref, handle, bus, next, .. } = *self.entry(place);
@@ -238,3 +246,6 @@ impl Keep {
         &mut self.entries[usize::from(place) / PER_PAGE][usize::from(place) % PER_PAGE]
     }
 }
+
+#[cfg(test)]
+mod tests;
