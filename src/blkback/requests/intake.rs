@@ -133,8 +133,10 @@ impl Requests {
         let rings = self.means.links.len();
         for _ in 0..rings {
             let ring = self.intake.cursor % rings;
+            // A broken ring keeps its turn: so the others cannot hide it.
+            let next = self.means.links[ring].back.pop()?;
             self.intake.cursor = ring + 1;
-            if let Some(entry) = self.means.links[ring].back.pop()? {
+            if let Some(entry) = next {
                 self.intake.more = true;
                 return Ok(Some((ring as u8, entry)));
             }
