@@ -284,6 +284,10 @@ impl Io {
                     self.popped.add(index);
                     self.answered.add(index);
                     self.queued.add(index);
+                    // A discard of nothing has.
+                    if requests.has_ended() {
+                        self.ended.add(index);
+                    }
                     if !requests.backlog() {
                         self.called.remove(index);
                     }
@@ -352,9 +356,13 @@ impl Io {
     /// Hands over what was mapped.
     fn mapped(&mut self, now: Instant, vbds: &mut Vbds, index: usize, results: Range<usize>) {
         if let Some(requests) = requests(vbds, index) {
-            let held = requests.held();
+            let (held, kept) = (requests.held(), requests.kept());
             requests.mapped(now, &self.batch.maps[results]);
             self.held = self.held + requests.held() - held;
+            // From now on there is a time when they have been idle.
+            if kept == 0 && requests.kept() > 0 {
+                self.stirred.add(index);
+            }
             if requests.has_ended() {
                 self.ended.add(index);
             }

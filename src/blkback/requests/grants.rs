@@ -4,6 +4,7 @@
 use heapless::Vec;
 
 use super::{Barrier, Requests};
+use crate::blkback::keep::Keep;
 use crate::blkback::slot::Grant;
 use crate::hal::{DeviceAccess, GrantCopy, GrantMap, GrantMapping};
 use crate::limits::{COPY_BATCH, GRANT_BATCH, SEGMENTS};
@@ -120,6 +121,12 @@ impl Requests {
     #[must_use]
     pub const fn held(&self) -> usize {
         self.held
+    }
+
+    /// Pages that stay mapped.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.means.keep.as_ref().map_or(0, Keep::len)
     }
 
     /// Makes pieces of the segments of an indirect request, and finds its place on the disk.
