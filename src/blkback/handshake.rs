@@ -340,17 +340,18 @@ impl Terms {
                 Some(1 << order.ok_or(Unserved::RingOrder)?)
             }
         };
-        let first = |places: &[usize]| {
-            let number = |place: &usize| decimal(text(rings.get(*place)?));
-            places.iter().find_map(number)
-        };
+        // Nodes of the other kind are left from whoever was there before, such as a boot loader.
+        let of_first = if queues == 1 { rings.first_chunk() } else { rings.last_chunk() };
+        let [plain, numbered, port] = of_first.ok_or(Unserved::NoRing)?;
+        let numbered = pages.and_then(|_| decimal(text(numbered)));
+        let ring = numbered.or_else(|| decimal(text(plain)));
         Ok(Self {
             protocol,
             queues: queues as usize,
             pages,
             persistent: text(persistent) == "1",
-            first_ring: first(&[0, 1, 3, 4]).ok_or(Unserved::NoRing)?,
-            first_port: first(&[2, 5]).ok_or(Unserved::NoPort)?,
+            first_ring: ring.ok_or(Unserved::NoRing)?,
+            first_port: decimal(text(port)).ok_or(Unserved::NoPort)?,
         })
     }
 }

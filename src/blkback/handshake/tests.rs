@@ -62,9 +62,9 @@ fn theirs(state: &str, how: [&str; 4], rings: [&str; 6]) -> Theirs {
     Theirs::parse(&answers(&texts))
 }
 
-/// What a ready frontend with one ring says of how it is served.
+/// What a ready frontend says of how it is served.
 fn terms(how: [&str; 4]) -> Result<Terms, Unserved> {
-    match theirs("3", how, ["8", "-", "15", "-", "-", "-"]) {
+    match theirs("3", how, ["8", "-", "15", "8", "-", "15"]) {
         Theirs::Ready(terms) => terms,
         other => panic!("not ready: {other:?}"),
     }
@@ -115,16 +115,25 @@ fn a_frontend_without_a_first_ring_is_not_ready() {
 
 #[test]
 fn a_frontend_with_another_first_ring_has_other_terms() {
-    let at = |rings| theirs("4", ["-", "2", "-", "-"], rings);
-    for place in [[0, 2], [1, 2], [3, 5], [4, 5]] {
-        let rings = |ring, port| {
-            let mut rings = ["-"; 6];
-            (rings[place[0]], rings[place[1]]) = (ring, port);
-            at(rings)
+    for (how, ring_at, port_at) in [
+        (["-", "-", "-", "-"], 0, 2),
+        (["-", "1", "0", "-"], 1, 2),
+        (["-", "1", "0", "-"], 0, 2),
+        (["-", "2", "-", "-"], 3, 5),
+        (["-", "2", "1", "-"], 4, 5),
+    ] {
+        let at = |ring, port, others| {
+            // What is left from one that was served another way.
+            let mut rings = [others; 6];
+            if how[2] == "0" && ring_at == 0 {
+                rings[1] = "-";
+            }
+            (rings[ring_at], rings[port_at]) = (ring, port);
+            theirs("4", how, rings)
         };
-        assert_eq!(rings("8", "15"), rings("8", "15"));
-        assert_ne!(rings("8", "15"), rings("9", "15"), "{place:?}");
-        assert_ne!(rings("8", "15"), rings("8", "16"), "{place:?}");
+        assert_eq!(at("8", "15", "1"), at("8", "15", "2"), "{how:?}");
+        assert_ne!(at("8", "15", "1"), at("9", "15", "1"), "{how:?}");
+        assert_ne!(at("8", "15", "1"), at("8", "16", "1"), "{how:?}");
     }
 }
 
