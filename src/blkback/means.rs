@@ -208,3 +208,46 @@ impl IndexMut<usize> for Links {
         &mut self.pages[ring / LINKS_PER_PAGE][ring % LINKS_PER_PAGE]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blkback::testing::Machine;
+
+    /// What is taken when so many pages are free, and what it is worth: rings, pages for segments,
+    /// whether pages are kept.
+    fn take(free: usize, allowance: Allowance) -> (usize, [usize; 3]) {
+        let mut machine = Machine::with(0, free);
+        let (page, means) = Means::take(&mut machine, allowance, Instant(1)).unwrap();
+        let taken = machine.taken_pages;
+        let worth = [means.links.most, means.segment_pages.len(), usize::from(means.keep.is_some())];
+        assert_eq!(means.is_full, worth[1] > 0);
+        means.give_back(&mut machine);
+        machine.return_private(page);
+        assert_eq!((machine.taken_pages, machine.free_pages), (0, free));
+        (taken, worth)
+    }
+
+    #[test]
+    fn a_device_has_everything_while_enough_is_left_for_others() {
+        let all = Allowance { rings: QUEUES, keeps: true };
+        assert_eq!(take(FULL + FOR_OTHERS, all), (FULL, [QUEUES, INDIRECT_SLOTS, 1]));
+        assert_eq!(take(FULL + FOR_OTHERS - 1, all), (PLAIN, [1, 0, 0]));
+        assert_eq!(take(PLAIN, all), (PLAIN, [1, 0, 0]));
+    }
+
+    #[test]
+    fn a_device_has_no_more_than_is_allowed() {
+        let taken = |rings, keeps| take(FULL + FOR_OTHERS, Allowance { rings, keeps });
+        assert_eq!(taken(8, true), (FULL - LINK_PAGES + 1, [8, INDIRECT_SLOTS, 1]));
+        assert_eq!(taken(1, false), (FULL - LINK_PAGES + 1 - keep::PAGES, [1, INDIRECT_SLOTS, 0]));
+    }
+
+    #[test]
+    fn what_is_too_little_is_left_there() {
+        let mut machine = Machine::with(0, PLAIN - 1);
+        let short = Means::take(&mut machine, Allowance { rings: 1, keeps: true }, Instant(1));
+        assert_eq!(short.err(), Some(OutOfMemory { pages_left: PLAIN - 1 }));
+        assert_eq!(machine.taken_pages, 0);
+    }
+}

@@ -175,3 +175,104 @@ impl Reserve {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blkback::means::PLAIN;
+    use crate::blkback::testing::Machine;
+    use crate::hal::Events;
+    use crate::volume::tests::volume;
+    use std::vec::Vec;
+
+    const MUCH_MEMORY: usize = 100_000;
+
+    fn service() -> Service {
+        Service { guest: DomId(5), volume: volume(512, 1000), read_only: false, discards: false }
+    }
+
+    /// A reserve of a device beside these.
+    fn filled(machine: &mut Machine, others: &[Share]) -> (Reserve, Result<(), Shortage>) {
+        let mut reserve = Reserve::NOTHING;
+        let result = reserve.fill(machine, service(), others.iter().copied(), Instant(1));
+        (reserve, result)
+    }
+
+    #[test]
+    fn every_device_that_there_can_be_has_a_ring_and_the_first_have_more() {
+        let mut shares = Vec::new();
+        while shares.len() < VBDS {
+            let Allowance { rings, keeps } = Share::left_by(shares.iter().copied());
+            shares.push(Share { rings, keeps });
+        }
+        let mut sizes: Vec<_> = shares.iter().map(|share| share.rings).collect();
+        assert!(sizes.is_sorted_by(|one, next| one >= next), "fewer as the budget shrinks");
+        assert!(sizes.iter().sum::<usize>() <= RINGS);
+        sizes.dedup();
+        assert_eq!(sizes, [16, 8, 4, 2, 1]);
+        assert_eq!(shares.iter().filter(|share| share.keeps).count(), KEEPERS);
+        assert!(shares[KEEPERS - 1].keeps, "those that came first");
+        // When the first goes, its share is there for the next.
+        let rest = shares[1..].iter().copied();
+        assert_eq!(Share::left_by(rest), Allowance { rings: 2, keeps: true });
+        let few = shares.iter().copied().skip(VBDS / 2);
+        assert_eq!(Share::left_by(few), Allowance { rings: 16, keeps: true });
+    }
+
+    #[test]
+    fn what_is_reserved_is_offered_and_given_back() {
+        let offers = |ports, pages| {
+            let mut machine = Machine::with(ports, pages);
+            let (mut reserve, result) = filled(&mut machine, &[]);
+            assert_eq!(result, Ok(()));
+            let Offers { queues, indirect, persistent } = reserve.offers();
+            assert_eq!(reserve.share(), Share { rings: queues, keeps: persistent });
+            assert_eq!(machine.reserved.len(), queues);
+            let taken = machine.taken_pages;
+            assert_eq!(reserve.fill(&mut machine, service(), [].into_iter(), Instant(2)), Ok(()));
+            assert_eq!((machine.taken_pages, machine.reserved.len()), (taken, queues), "it is there already");
+            reserve.empty(&mut machine);
+            assert_eq!((machine.taken_pages, machine.reserved.len()), (0, 0));
+            assert_eq!(reserve.share(), Share::default());
+            (queues, indirect, persistent)
+        };
+        assert_eq!(offers(100, MUCH_MEMORY), (16, true, true));
+        assert_eq!(offers(100, PLAIN), (1, false, false));
+        assert_eq!(offers(5, MUCH_MEMORY), (5, true, true), "as many rings as there are event channels");
+        assert_eq!(offers(1, MUCH_MEMORY), (1, true, true));
+    }
+
+    #[test]
+    fn a_shortage_leaves_nothing_reserved() {
+        let mut machine = Machine::with(0, MUCH_MEMORY);
+        let (reserve, result) = filled(&mut machine, &[]);
+        assert!(matches!(result, Err(Shortage::Ports(_))));
+        assert_eq!((machine.taken_pages, reserve.share()), (0, Share::default()));
+        let mut machine = Machine::with(100, PLAIN - 1);
+        let (reserve, result) = filled(&mut machine, &[]);
+        assert!(matches!(result, Err(Shortage::Memory(_))));
+        assert!(
+            (machine.taken_pages, machine.reserved.len()) == (0, 0) && reserve.share() == Share::default()
+        );
+    }
+
+    #[test]
+    fn a_port_takes_the_place_of_a_reserved_one_and_leaves_it() {
+        let mut machine = Machine::with(2, PLAIN);
+        machine.open = [(5, 15)].into();
+        let (mut reserve, _) = filled(&mut machine, &[]);
+        let mut other = filled(&mut machine, &[]).0;
+        assert_eq!(machine.reserved.len(), 1, "there is memory for one alone");
+        let other_port = machine.alloc_unbound(DomId::SELF).unwrap();
+        assert!(reserve.bind(&mut machine, DomId(5), Port(16)).is_err());
+        assert_eq!(machine.reserved.len(), 2, "what was reserved stays so");
+        let port = reserve.bind(&mut machine, DomId(5), Port(15)).unwrap();
+        assert_eq!((machine.bound.len(), machine.reserved.len()), (1, 1));
+        reserve.unbind(&mut machine, port);
+        assert_eq!((machine.bound.len(), machine.reserved.len()), (0, 2));
+        machine.close(other_port);
+        other.empty(&mut machine);
+        reserve.empty(&mut machine);
+        assert_eq!((machine.taken_pages, machine.reserved.len()), (0, 0));
+    }
+}

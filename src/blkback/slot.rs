@@ -261,3 +261,125 @@ fn write_piece(page: &SharedPage, i: usize, piece: Piece) {
         page.write_u64(i * PIECE_BYTES + word, value);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::frame::Frame;
+    use crate::wire::blkif::tests::segment_bytes;
+    use std::vec::Vec;
+
+    const HEAD: Head = Head { operation: 0, id: 7 };
+
+    /// A slot with so many segments in a page, of which the table is given.
+    fn indirect(table: &[(u32, u8, u8)]) -> (Slot, Result<(), Reject>) {
+        let frame = Frame::new();
+        // What another request left there.
+        frame.fill(0xff);
+        let mut slot = Slot::EMPTY;
+        slot.accept(HEAD, 3, Operation::Write, Instant(0));
+        let to = slot.make_room(table.len(), DmaPage { page: frame.shared(), bus: BusAddr(0x7000) });
+        let at = usize::try_from(to.0 - 0x7000).unwrap();
+        for (i, segment) in table.iter().enumerate() {
+            frame.write(at + i * SEGMENT_BYTES, &segment_bytes(*segment));
+        }
+        let held = slot.hold_copied();
+        (slot, held)
+    }
+
+    fn shape(i: u32) -> (u32, u8, u8) {
+        let first = (i % 8) as u8;
+        (u32::MAX - i, first, first.max((i / 8 % 8) as u8))
+    }
+
+    #[test]
+    fn copied_segments_become_pieces_in_the_same_page() {
+        for count in [1, 2, 127, 128, 129, 255, 256] {
+            let table: Vec<_> = (0..count).map(shape).collect();
+            let (mut slot, held) = indirect(&table);
+            assert_eq!((held, slot.pieces()), (Ok(()), table.len()));
+            let mut sectors = 0;
+            for (i, (gref, first, last)) in table.iter().enumerate() {
+                let piece = slot.piece(i);
+                assert_eq!(piece.grant, Grant::Asked(GrantRef(*gref)), "{i} of {count}");
+                slot.set_piece(
+                    i,
+                    piece.at(Grant::Kept(i as u16), BusAddr(0x1_0000_0000 + i as u64 * 0x2000)),
+                );
+                let bytes = (u32::from(last - first) + 1) * 512;
+                let bus = BusAddr(0x1_0000_0000 + i as u64 * 0x2000 + u64::from(*first) * 512);
+                assert_eq!(slot.piece(i).span(), Span { bus, bytes });
+                sectors += u64::from(bytes / 512);
+            }
+            assert_eq!(slot.sectors, sectors);
+            assert_eq!(slot.rest().count(), table.len());
+        }
+    }
+
+    #[test]
+    fn a_bad_segment_leaves_no_pieces() {
+        for at in [0, 1, 128, 255] {
+            for bad in [(1, 7, 6), (1, 0, 8), (1, 0, 255), (1, 255, 255)] {
+                let mut table: Vec<_> = (0..256).map(shape).collect();
+                table[at] = bad;
+                let (slot, held) = indirect(&table);
+                assert_eq!((held, slot.pieces()), (Err(Reject::Segment), 0), "segment {at}");
+                assert!(slot.page.is_some(), "the page is still to be given back");
+            }
+        }
+    }
+
+    #[test]
+    fn a_piece_is_written_and_read_back() {
+        let segment = Segment { gref: GrantRef(1), first: 3, last: 6 };
+        let grants = [
+            Grant::Asked(GrantRef(u32::MAX)),
+            Grant::Mapped(GrantHandle(u32::MAX)),
+            Grant::Mapped(GrantHandle(0)),
+            Grant::Kept(u16::MAX),
+        ];
+        for grant in grants {
+            for page in [0x1000, !4095] {
+                let piece = Piece::new(segment).at(grant, BusAddr(page));
+                assert_eq!(Piece::from_words(piece.to_words()), piece);
+                assert_eq!((piece.grant, piece.page()), (grant, BusAddr(page)));
+                assert_eq!(piece.span(), Span { bus: BusAddr(page + 3 * 512), bytes: 2048 });
+                // Mapped elsewhere, it is the same run of sectors.
+                let moved = piece.at(grant, BusAddr(0x5000));
+                assert_eq!(moved.span(), Span { bus: BusAddr(0x5600), bytes: 2048 });
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_is_issued_run_by_run() {
+        let table = [(1, 0, 1), (1, 2, 7), (2, 0, 7), (4, 0, 3), (4, 4, 7), (4, 0, 0)];
+        let (mut slot, held) = indirect(&table);
+        assert_eq!(held, Ok(()));
+        for (i, (gref, ..)) in table.iter().enumerate() {
+            slot.set_piece(i, slot.piece(i).at(Grant::Kept(0), BusAddr(u64::from(*gref) * 4096)));
+        }
+        let span = |bus, bytes| Span { bus: BusAddr(bus), bytes };
+        let runs =
+            [(span(4096, 4096), 2), (span(8192, 4096), 3), (span(16384, 4096), 5), (span(16384, 512), 6)];
+        assert_eq!(slot.rest().collect::<Vec<_>>(), runs);
+        assert_eq!((slot.issue(2), slot.all_issued()), (8192, false));
+        assert_eq!(slot.rest().collect::<Vec<_>>(), runs[2..]);
+        assert_eq!((slot.issue(9), slot.all_issued()), (4608, true));
+        assert_eq!(slot.rest().next(), None);
+    }
+
+    #[test]
+    fn a_slot_keeps_nothing_of_the_request_before() {
+        let mut slot = Slot::EMPTY;
+        slot.accept(HEAD, 3, Operation::Barrier, Instant(1));
+        slot.hold(&[Segment { gref: GrantRef(1), first: 0, last: 7 }; SEGMENTS]);
+        assert!(slot.flush && slot.sectors == 88);
+        slot.left = Block(9);
+        slot.abandon();
+        assert!(slot.all_issued() && slot.status == Status::Error);
+        slot.accept(HEAD, 2, Operation::Read, Instant(2));
+        assert_eq!((slot.status, slot.pieces(), slot.sectors, slot.flush), (Status::Okay, 0, 0, false));
+        assert!(slot.all_issued() && slot.ring == 2 && slot.taken == Instant(2));
+    }
+}

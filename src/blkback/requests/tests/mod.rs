@@ -10,6 +10,7 @@ mod rings;
 mod storm;
 
 use core::time::Duration;
+use std::collections::BTreeSet;
 use std::vec::Vec as List;
 
 use heapless::Vec;
@@ -23,8 +24,8 @@ use crate::limits::{GRANT_BATCH, SEGMENTS};
 use crate::mem::frame::Frame;
 use crate::units::{BusAddr, DomId, GrantRef};
 use crate::volume::tests::volume;
+use crate::wire::blkif::Protocol;
 use crate::wire::blkif::tests::{discard, entry, indirect, segment_bytes};
-use crate::wire::blkif::{Entry, Protocol};
 use crate::wire::ring::FrontendFault;
 use crate::wire::ring::tests::Front;
 
@@ -192,10 +193,10 @@ impl Rig {
 
     /// Every page that the disk may still reach is mapped.
     fn check_reach(&self) {
+        let mapped: BTreeSet<_> = self.machine.reachable.values().map(|gref| bus_of(*gref)).collect();
         for span in self.held.iter().flat_map(|held| &held.spans) {
             let page = span.bus.0 & !4095;
-            let is_mapped = self.machine.reachable.values().any(|gref| bus_of(*gref) == page);
-            assert!(is_mapped, "reach into an unmapped page");
+            assert!(mapped.contains(&page), "reach into an unmapped page");
             assert!(span.bytes > 0 && span.bus.0 - page + u64::from(span.bytes) <= 4096);
         }
     }
@@ -268,7 +269,7 @@ impl Rig {
     /// Ends the connection; nothing of it may be left.
     fn close(mut self) {
         assert_eq!(self.requests.in_flight(), 0);
-        while let Some(kept) = self.requests.means_mut().keep.as_mut().and_then(|keep| keep.take_any()) {
+        while let Some(kept) = self.requests.means_mut().keep.as_mut().and_then(|keep| keep.take_oldest()) {
             self.machine.unmap(&[kept]);
         }
         let mut means = self.requests.into_means();

@@ -1,80 +1,132 @@
-//! Random requests, and commands that end in any order.
+//! Random requests of every kind, on several rings, and commands that end in any order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::*;
 
-/// What a request should be answered with if the disk does its part, by another way than the code's.
-fn verdict(operation: u8, sector: u64, segments: &[(u32, u8, u8)], bad: &BTreeSet<u32>) -> i16 {
-    if ![READ, WRITE, FLUSH, BARRIER].contains(&operation) {
-        return UNSUPPORTED;
+/// One request, and what it should be answered with if the disk does its part, by another way than
+/// the code's.
+struct Asked {
+    operation: u8,
+    sector: u64,
+    segments: List<Seg>,
+    /// Of a discard, which has no segments.
+    sectors: u64,
+    is_indirect: bool,
+}
+
+impl Asked {
+    fn any(chance: &mut Chance) -> Self {
+        let operations = [READ, READ, READ, WRITE, WRITE, WRITE, FLUSH, BARRIER, DISCARD, 9];
+        let operation = operations[chance.below(operations.len() as u64) as usize];
+        let is_indirect = operation != DISCARD && chance.one_in(4);
+        let count = chance.below(if is_indirect { 40 } else { 12 });
+        let segments = (0..count).map(|_| Self::segment(chance)).collect();
+        let sector = if chance.one_in(20) { u64::MAX - 3 } else { chance.below(1000) };
+        Self { operation, sector, segments, sectors: chance.below(300), is_indirect }
     }
-    if segments.is_empty() {
-        return if operation == FLUSH || operation == BARRIER { OKAY } else { ERROR };
+
+    fn segment(chance: &mut Chance) -> Seg {
+        let first = chance.below(8) as u8;
+        let last = if chance.one_in(100) { chance.below(12) as u8 } else { 7.min(first + 3) };
+        (chance.below(200) as u32, first, last)
     }
-    let mut end = u128::from(sector);
-    for (gref, first, last) in segments {
-        if first > last || *last > 7 || bad.contains(gref) {
-            return ERROR;
+
+    fn verdict(&self, bad: &BTreeSet<u32>) -> i16 {
+        let known = [READ, WRITE, FLUSH, BARRIER].contains(&self.operation);
+        if self.operation == DISCARD {
+            let end = u128::from(self.sector) + u128::from(self.sectors);
+            return if self.sectors == 0 || end <= 1000 { OKAY } else { ERROR };
         }
-        end += u128::from(last - first) + 1;
+        if !known {
+            return if self.is_indirect { ERROR } else { UNSUPPORTED };
+        }
+        if self.segments.is_empty() {
+            let needs_none = !self.is_indirect && (self.operation == FLUSH || self.operation == BARRIER);
+            return if needs_none { OKAY } else { ERROR };
+        }
+        let mut end = u128::from(self.sector);
+        for (gref, first, last) in &self.segments {
+            if first > last || *last > 7 || bad.contains(gref) {
+                return ERROR;
+            }
+            end += u128::from(last - first) + 1;
+        }
+        if end <= 1000 { OKAY } else { ERROR }
     }
-    if end <= 1000 { OKAY } else { ERROR }
+}
+
+impl Rig {
+    /// Submits a request on some ring; an indirect one's segments are in a page of its own.
+    fn ask(&mut self, ring: usize, id: u64, asked: &Asked) {
+        let Asked { operation, sector, segments, sectors, is_indirect } = asked;
+        self.fronts.swap(0, ring);
+        if *operation == DISCARD {
+            self.front().submit(&discard(Protocol::X86_64, id, *sector, *sectors));
+        } else if *is_indirect {
+            self.submit_indirect(*operation, id, *sector, segments);
+        } else {
+            self.submit(*operation, id, *sector, segments);
+        }
+        self.fronts.swap(0, ring);
+    }
+
+    /// Takes the answers that there are: each is owed on that ring.
+    fn take_answers(&mut self, owed: &mut [BTreeMap<u64, (u8, i16)>]) {
+        for (front, owed) in self.fronts.iter_mut().zip(owed) {
+            while let Some((operation, id, status)) = front.response() {
+                assert_eq!(owed.remove(&id), Some((operation, status)), "request {id}");
+            }
+        }
+    }
+
+    /// Does a few of the things that can be done.
+    fn some(&mut self, chance: &mut Chance) {
+        if chance.one_in(2) {
+            self.admit_into(chance.below(200) as usize);
+        }
+        if chance.one_in(2) {
+            self.issue_some(chance.below(20) as usize, 1 + chance.below(11) as usize);
+        }
+        self.check_reach();
+        while !self.held.is_empty() && !chance.one_in(8) {
+            let at = chance.below(self.held.len() as u64) as usize;
+            self.complete(at, true);
+        }
+        if chance.one_in(2) {
+            self.settle();
+        }
+    }
 }
 
 #[test]
 fn every_request_is_answered_once_whatever_happens() {
     for seed in 0..40 {
         let mut chance = Chance(seed);
-        let mut rig = Rig::new(volume(512, 1000), false);
+        let rings = 1 + chance.below(3) as usize;
+        let persistent = chance.one_in(2);
+        let mut rig = Rig::with(Setup { rings, persistent, full: true, discards: true, ..Setup::default() });
         rig.machine.bad = [3, 7].into();
-        let (mut next_id, mut owed) = (0_u64, BTreeMap::new());
-        for _ in 0..400 {
-            while owed.len() < 32 && chance.one_in(2) {
-                let operation =
-                    [READ, READ, WRITE, WRITE, READ, WRITE, FLUSH, BARRIER, 9][chance.below(9) as usize];
-                let count = chance.below(12);
-                let segment = |chance: &mut Chance| {
-                    let first = chance.below(8) as u8;
-                    let last = if chance.one_in(40) { chance.below(12) as u8 } else { 7.min(first + 3) };
-                    (chance.below(60) as u32, first, last)
-                };
-                let segments: List<_> = (0..count).map(|_| segment(&mut chance)).collect();
-                let sector = if chance.one_in(20) { u64::MAX - 3 } else { chance.below(1000) };
-                rig.submit(operation, next_id, sector, &segments);
-                owed.insert(next_id, (operation, verdict(operation, sector, &segments, &rig.machine.bad)));
+        let (mut next_id, mut owed) = (0_u64, List::from_iter((0..rings).map(|_| BTreeMap::new())));
+        for _ in 0..300 {
+            let ring = chance.below(rings as u64) as usize;
+            while owed[ring].len() < 32 && !chance.one_in(4) {
+                let asked = Asked::any(&mut chance);
+                rig.ask(ring, next_id, &asked);
+                owed[ring].insert(next_id, (asked.operation, asked.verdict(&rig.machine.bad)));
                 next_id += 1;
             }
-            if chance.one_in(2) {
-                rig.admit();
-            }
-            if chance.one_in(2) {
-                rig.issue_some(chance.below(20) as usize, 1 + chance.below(11) as usize);
-            }
-            rig.check_reach();
-            while !rig.held.is_empty() && !chance.one_in(3) {
-                let at = chance.below(rig.held.len() as u64) as usize;
-                rig.complete(at, true);
-            }
-            if chance.one_in(2) {
-                rig.settle();
-            }
-            while let Some((operation, id, status)) = rig.front().response() {
-                assert_eq!(owed.remove(&id), Some((operation, status)), "seed {seed} request {id}");
-            }
+            rig.some(&mut chance);
+            rig.take_answers(&mut owed);
         }
-        rig.settle();
         while rig.requests.backlog() || rig.requests.in_flight() > 0 || rig.requests.arm() {
             rig.admit();
-            rig.issue(SEGMENTS);
-            while !rig.held.is_empty() {
-                rig.complete(0, true);
-            }
+            rig.work();
             rig.settle();
         }
-        while let Some((_, id, _)) = rig.front().response() {
-            owed.remove(&id).expect("owed");
-        }
-        assert!(owed.is_empty() && rig.mapped().is_empty() && next_id > 200, "seed {seed}: {owed:?}");
+        rig.take_answers(&mut owed);
+        assert!(owed.iter().all(BTreeMap::is_empty) && next_id > 100, "seed {seed}: {next_id} {owed:?}");
+        assert_eq!(rig.mapped().len(), rig.requests.kept());
+        rig.close();
     }
 }

@@ -118,7 +118,7 @@ fn a_new_device_is_not_removed_in_the_place_of_the_old() {
 fn a_frontend_that_cannot_be_served_learns_it() {
     for (node, value, reason) in [
         ("protocol", "arm-abi", "its frontend uses an unknown protocol"),
-        ("multi-queue-num-queues", "2", "its frontend wants none or more queues than were offered"),
+        ("multi-queue-num-queues", "0", "its frontend wants none or more queues than were offered"),
         ("ring-page-order", "5", "its frontend made a ring of more pages than were offered"),
         ("ring-ref", "", "its frontend gave no valid ring-ref"),
         ("ring-ref", "77", "cannot map its ring-ref 77: GNTTABOP_map_grant_ref returned -3"),

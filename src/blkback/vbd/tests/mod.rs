@@ -3,6 +3,7 @@
 
 mod attach;
 mod detach;
+mod queues;
 mod sharing;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use crate::blkback::means::PLAIN;
 use crate::blkback::testing::Machine;
 use crate::mem::frame::Frame;
 use crate::volume::tests::{disk, volume};
+use crate::wire::blkif::Protocol;
 use crate::wire::blkif::tests::entry;
 use crate::wire::ring::tests::Front;
 use crate::wire::xenbus::{Answers, Step};
