@@ -10,7 +10,7 @@ use super::machine::{Machine, Violation};
 use super::nvme::disk::Disk;
 use super::nvme::{Controller, Settings};
 use super::pciback::{Function, Pciback};
-use super::shadow::content;
+use super::shadow::{Stamp, content};
 use super::tables::Gpt;
 use crate::units::{BusAddr, Instant, Pirq, SECTOR_SIZE};
 
@@ -160,16 +160,26 @@ impl Lent {
         }
     }
 
-    /// What flushes have promised to a guest must survive a power cut, if it has its disk here.
+    /// What a guest relies on, if it has its disk here: flushes and barriers make safe what they
+    /// promise, and nothing is written before a barrier that came first.
     pub fn check_promises(&self, machine: &mut Machine, frontend: &mut Frontend) {
-        if !frontend.has_promises() {
+        if !frontend.has_promises() && frontend.races().next().is_none() {
             return;
         }
         let Some((_, disk, first)) = self.extent(frontend.target()) else { return };
-        for (sector, stamp) in frontend.take_promises() {
+        let guest = frontend.guest();
+        let safe = |(sector, stamp): (u64, Stamp)| {
             let (block, range) = place(disk, first, sector);
-            if disk.read_safe(block)[range] != content(sector, stamp) {
-                machine.violated(Violation::NotDurable { guest: frontend.guest(), sector });
+            disk.read_safe(block)[range] == content(sector, stamp)
+        };
+        for (sector, _) in frontend.take_promises().into_iter().filter(|promise| !safe(*promise)) {
+            machine.violated(Violation::NotDurable { guest, sector });
+        }
+        for (barrier, (sector, stamp)) in frontend.races() {
+            let (block, range) = place(disk, first, sector);
+            let is_there = disk.read(block, 1)[range] == content(sector, stamp);
+            if is_there && !safe(barrier) {
+                machine.violated(Violation::Overtaken { guest, id: sector });
             }
         }
     }

@@ -78,6 +78,13 @@ pub enum Violation {
         /// The first sector that is wrong.
         sector: u64,
     },
+    /// A request was answered, or done, before one that a barrier puts before it.
+    Overtaken {
+        /// Whose ring.
+        guest: DomId,
+        /// The later one's id, or a sector of it.
+        id: u64,
+    },
     /// A connected backend did not say what blkfront insists on, or the disk is too small.
     BadDisk(DomId),
     /// A sector that was flushed is not on the disk.

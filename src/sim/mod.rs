@@ -3,6 +3,8 @@
 //! frontends, and devices at register level, all on virtual time and from one seed. `world` joins
 //! them, and is the `hal` of the core that runs in it.
 
+pub mod abi;
+pub mod deal;
 pub mod front_ring;
 pub mod frontend;
 pub mod grants;
@@ -12,6 +14,7 @@ pub mod lent;
 pub mod machine;
 pub mod memory;
 pub mod nvme;
+pub mod pages;
 pub mod pciback;
 pub mod ports;
 pub mod requests;

@@ -12,11 +12,21 @@ pub type Stamp = u64;
 /// A sector's bytes.
 pub type Bytes = [u8; SECTOR_SIZE];
 
+/// What is known of a sector.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Known {
+    /// It holds what was written under this stamp.
+    Is(Stamp),
+    /// The same, or zeroes: it was discarded since.
+    IsOrZero(Stamp),
+    /// A write of it failed or was never answered, so it may hold either content.
+    Unsettled,
+}
+
 /// What is known of a disk. Sectors that are not listed hold what they held at first.
 #[derive(Clone, Debug, Default)]
 pub struct Shadow {
-    /// None: a write of it failed or was never answered, so it may hold either content.
-    sectors: BTreeMap<u64, Option<Stamp>>,
+    sectors: BTreeMap<u64, Known>,
     /// Written, and not yet promised to be durable.
     volatile: BTreeMap<u64, Stamp>,
 }
@@ -25,7 +35,7 @@ impl Shadow {
     /// A write was answered with success.
     pub fn written(&mut self, first: u64, count: u64, stamp: Stamp) {
         for sector in first..first + count {
-            self.sectors.insert(sector, Some(stamp));
+            self.sectors.insert(sector, Known::Is(stamp));
             self.volatile.insert(sector, stamp);
         }
     }
@@ -33,8 +43,20 @@ impl Shadow {
     /// A write failed, or its answer will never come.
     pub fn unsettled(&mut self, first: u64, count: u64) {
         for sector in first..first + count {
-            self.sectors.insert(sector, None);
+            self.sectors.insert(sector, Known::Unsettled);
             self.volatile.remove(&sector);
+        }
+    }
+
+    /// A discard was sent: whatever is answered, its sectors hold what they held, or zeroes, until
+    /// they are written again.
+    pub fn discarded(&mut self, first: u64, count: u64) {
+        for sector in first..first + count {
+            self.volatile.remove(&sector);
+            let known = self.sectors.entry(sector).or_insert(Known::Is(0));
+            if let Known::Is(stamp) = *known {
+                *known = Known::IsOrZero(stamp);
+            }
         }
     }
 
@@ -46,25 +68,36 @@ impl Shadow {
     /// The promise was not kept: the next flush makes it again.
     pub fn still_volatile(&mut self, sectors: BTreeMap<u64, Stamp>) {
         for (sector, stamp) in sectors {
-            if self.sectors.get(&sector) == Some(&Some(stamp)) {
+            if self.sectors.get(&sector) == Some(&Known::Is(stamp)) {
                 self.volatile.entry(sector).or_insert(stamp);
             }
         }
     }
 
+    fn known(&self, sector: u64) -> Known {
+        self.sectors.get(&sector).copied().unwrap_or(Known::Is(0))
+    }
+
     /// The stamp a sector must have; none when it may be one of two.
     #[must_use]
     pub fn stamp(&self, sector: u64) -> Option<Stamp> {
-        self.sectors.get(&sector).copied().unwrap_or(Some(0))
+        match self.known(sector) {
+            Known::Is(stamp) => Some(stamp),
+            Known::IsOrZero(_) | Known::Unsettled => None,
+        }
     }
 
     /// Whether these bytes may be the sector's content.
     #[must_use]
     pub fn accepts(&self, sector: u64, bytes: &[u8]) -> bool {
-        self.stamp(sector).is_none_or(|stamp| bytes == content(sector, stamp))
+        match self.known(sector) {
+            Known::Is(stamp) => bytes == content(sector, stamp),
+            Known::IsOrZero(stamp) => [stamp, 0].iter().any(|stamp| bytes == content(sector, *stamp)),
+            Known::Unsettled => true,
+        }
     }
 
-    /// All sectors to which a write was sent.
+    /// All sectors to which a write or a discard was sent.
     pub fn touched(&self) -> impl Iterator<Item = u64> {
         self.sectors.keys().copied()
     }
@@ -112,5 +145,21 @@ mod tests {
         shadow.written(2, 1, 8);
         shadow.still_volatile(promised);
         assert_eq!(shadow.take_volatile(), BTreeMap::from([(1, 7), (2, 8)]));
+    }
+
+    #[test]
+    fn discarded_sectors_are_old_or_zero_until_they_are_written() {
+        let mut shadow = Shadow::default();
+        shadow.written(8, 2, 1);
+        shadow.unsettled(10, 1);
+        shadow.discarded(8, 3);
+        shadow.discarded(8, 1);
+        assert!(shadow.accepts(8, &content(8, 1)) && shadow.accepts(8, &content(8, 0)));
+        assert!(!shadow.accepts(8, &content(8, 2)) && !shadow.accepts(9, &content(8, 1)));
+        assert!(shadow.accepts(10, &content(10, 5)), "unsettled before");
+        assert_eq!(shadow.take_volatile(), BTreeMap::new(), "nothing of it is promised");
+        assert_eq!(shadow.stamp(8), None);
+        shadow.written(8, 1, 3);
+        assert!(shadow.accepts(8, &content(8, 3)) && !shadow.accepts(8, &content(8, 0)));
     }
 }

@@ -9,7 +9,6 @@ use core::ptr::NonNull;
 use core::time::Duration;
 use std::rc::Rc;
 
-use super::front_ring;
 use super::frontend::Frontend;
 use super::lent::Lent;
 use super::machine::{DOM0, DRIVER, Machine, Violation};
@@ -248,10 +247,10 @@ impl State {
     /// has the processor for a while, and everybody else goes on.
     fn interfere(&mut self, base: NonNull<u8>, offset: usize) {
         let rng = &mut self.machine.rng;
-        let owner = self.frontends.iter().position(|frontend| frontend.is_ring(base));
-        let rarity = if offset < front_ring::HEADER { 4 } else { 200 };
+        let found = |(owner, frontend): (usize, &Frontend)| Some((owner, frontend.finds(base, offset)?));
+        let owner = self.frontends.iter().enumerate().find_map(found);
         let guest = match owner {
-            Some(owner) if rng.one_in(rarity) => Some(owner),
+            Some((owner, is_index)) if rng.one_in(if is_index { 4 } else { 200 }) => Some(owner),
             None if !self.frontends.is_empty() && rng.one_in(100) => Some(rng.index(self.frontends.len())),
             Some(_) | None => None,
         };
@@ -292,6 +291,9 @@ impl State {
             }
             self.act();
             self.check_patience();
+            if !self.machine.violations().is_empty() {
+                break;
+            }
         }
         true
     }

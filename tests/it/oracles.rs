@@ -4,6 +4,8 @@
 use core::time::Duration;
 
 use platter::hal::{Events as _, Memory as _};
+use platter::sim::deal::Wish;
+use platter::sim::frontend::Stage;
 use platter::sim::machine::Violation;
 use platter::sim::requests::Load;
 use platter::sim::shadow::Shadow;
@@ -18,49 +20,69 @@ use crate::toy::{Mistake, Toy};
 const GUEST: DomId = DomId(5);
 const DEV: u32 = 51728;
 
-/// A guest with a disk of 4096 sectors behind the toy backend.
-fn run(seed: u64, mistake: Mistake) -> (World, Result<(), Violation>) {
+/// A guest with a disk of 4096 sectors behind the toy backend, which it closes in the end.
+fn run(seed: u64, mistake: Mistake, wish: Wish) -> (World, Result<(), Violation>) {
     let mut world = World::new(seed, Flavour::Oxenstored);
     world.state().create_guest(GUEST);
     let disk = Disk::new(GUEST, DEV, "/dev/nvme0n1");
-    let (job, frontend) = world.state().attach(&disk, Load::new(0, 4000, 400), Shadow::default());
+    // Few at a time, so that the backend sleeps often.
+    let load = Load { depth: 8, ..Load::new(0, 4000, 400) };
+    let (job, frontend) = world.state().attach(&disk, load, Shadow::default());
+    world.state().frontends[frontend].insist(wish);
     let mut toy = Toy::new(GUEST, DEV, mistake);
-    let result = world.run(|world| toy.turn(world)).map_err(|(_, violation)| violation);
+    let mut result = world.run(|world| toy.turn(world));
     if result.is_ok() && mistake == Mistake::None {
         let state = world.state();
         assert_eq!(state.toolstack.outcome(job), Some(Outcome::Done), "seed {seed}");
-        assert_eq!(state.frontends[frontend].answered(), (400, 0), "seed {seed}");
+        let frontend = &state.frontends[frontend];
+        assert_eq!(frontend.answered(), (400, 0), "seed {seed}");
+        assert_eq!(state.machine.grants.mapped_from(GUEST), toy.kept() + frontend.rings());
     }
-    (world, result)
+    if result.is_ok() {
+        let now = world.state().machine.now;
+        world.state().frontends[frontend].close(now, false);
+        result = world.run(|world| toy.turn(world));
+    }
+    (world, result.map_err(|(_, violation)| violation))
 }
 
 #[test]
 fn an_honest_backend_passes_under_every_seed() {
     for seed in 0..50 {
-        let (world, result) = run(seed, Mistake::None);
+        let (world, result) = run(seed, Mistake::None, Wish::default());
         assert_eq!(result, Ok(()), "seed {seed}");
-        assert_eq!(world.state().machine.grants.mapped_from(GUEST), 1, "the ring, and no data");
+        assert_eq!(world.state().frontends[0].stage(), Stage::Closed, "seed {seed}");
+        assert_eq!(world.state().machine.grants.mapped_from(GUEST), 0, "seed {seed}");
     }
 }
 
 #[test]
 fn a_seed_replays_the_whole_run() {
-    let end = |seed| run(seed, Mistake::None).0.state().machine.now;
+    let end = |seed| run(seed, Mistake::None, Wish::default()).0.state().machine.now;
     assert_eq!(end(7), end(7));
     assert_ne!(end(7), end(8));
 }
 
 /// Each seed finds the mistake, as what `is_it` knows.
 fn each_seed_finds(mistake: Mistake, is_it: impl Fn(&Violation) -> bool) {
+    each_seed_finds_with(Wish::default(), mistake, is_it);
+}
+
+/// The same with a frontend that can suffer from it.
+fn each_seed_finds_with(wish: Wish, mistake: Mistake, is_it: impl Fn(&Violation) -> bool) {
     for seed in 0..10 {
-        let found = run(seed, mistake).1;
+        let found = run(seed, mistake, wish).1;
         assert!(found.as_ref().is_err_and(&is_it), "{mistake:?}, seed {seed}: {found:?}");
     }
 }
 
 #[test]
 fn a_missing_look_after_arming_is_a_lost_wakeup() {
-    each_seed_finds(Mistake::ForgetsToLookAgain, |found| matches!(found, Violation::LostWakeup { .. }));
+    // The events of one queue would wake the others.
+    let wish = Wish { queues: Some(1), ..Wish::default() };
+    each_seed_finds_with(wish, Mistake::ForgetsToLookAgain, |found| {
+        matches!(found, Violation::LostWakeup { .. })
+    });
 }
 
 #[test]
@@ -78,23 +100,47 @@ fn answers_to_nothing_are_found() {
 
 #[test]
 fn wrong_answers_are_found() {
-    each_seed_finds(Mistake::AnswersWithAnotherOperation, |found| {
-        matches!(found, Violation::WrongAnswer { .. })
-    });
+    let is_wrong = |found: &Violation| matches!(found, Violation::WrongAnswer { .. });
+    each_seed_finds(Mistake::AnswersWithAnotherOperation, is_wrong);
+    each_seed_finds(Mistake::AnswersWithTheOuterOperation, is_wrong);
+    each_seed_finds(Mistake::AnswersUnknownOperations, is_wrong);
     each_seed_finds(Mistake::LeavesBytesInTheAnswer, |found| *found == Violation::Leak(GUEST));
     each_seed_finds(Mistake::FailsARead, |found| matches!(found, Violation::Refused { operation: 0, .. }));
 }
 
 #[test]
-fn grants_mapped_or_unmapped_at_the_wrong_time_are_found() {
-    each_seed_finds(Mistake::AnswersBeforeUnmapping, |found| {
-        matches!(found, Violation::StillMapped(GUEST, _))
+fn an_answer_in_another_queue_is_found() {
+    let wish = Wish { queues: Some(3), ..Wish::default() };
+    each_seed_finds_with(wish, Mistake::AnswersInAnotherQueue, |found| {
+        // Where nobody waits for one, a request may overwrite it.
+        let overwritten = *found == Violation::Leak(GUEST);
+        overwritten || matches!(found, Violation::UnknownAnswer { .. } | Violation::RingOverrun(GUEST))
     });
-    each_seed_finds(Mistake::UnmapsBeforeTheDevice, |found| matches!(found, Violation::Dma { .. }));
-    each_seed_finds(Mistake::UnmapsTwice, |found| matches!(found, Violation::BadUnmap(_)));
-    each_seed_finds(Mistake::UnmapsAnotherAddress, |found| matches!(found, Violation::BadUnmap(_)));
+}
+
+#[test]
+fn grants_mapped_or_unmapped_at_the_wrong_time_are_found() {
+    let wish = Wish { persistent: Some(false), ..Wish::default() };
+    each_seed_finds_with(wish, Mistake::AnswersBeforeUnmapping, is_still_mapped);
+    each_seed_finds_with(wish, Mistake::UnmapsBeforeTheDevice, |found| {
+        matches!(found, Violation::Dma { .. })
+    });
+    each_seed_finds_with(wish, Mistake::UnmapsTwice, |found| matches!(found, Violation::BadUnmap(_)));
+    each_seed_finds_with(wish, Mistake::UnmapsAnotherAddress, |found| {
+        matches!(found, Violation::BadUnmap(_))
+    });
     // A writable mapping of a read-only grant fails, so that the write gets no data.
-    each_seed_finds(Mistake::MapsWritesWritable, is_wrong_data);
+    each_seed_finds_with(wish, Mistake::MapsWritesWritable, is_wrong_data);
+}
+
+#[test]
+fn a_persistent_grant_that_outlives_its_connection_is_found() {
+    let wish = Wish { persistent: Some(true), ..Wish::default() };
+    each_seed_finds_with(wish, Mistake::KeepsPagesAfterClosing, is_still_mapped);
+}
+
+fn is_still_mapped(found: &Violation) -> bool {
+    matches!(found, Violation::StillMapped(GUEST, _))
 }
 
 fn is_wrong_data(found: &Violation) -> bool {
@@ -105,7 +151,17 @@ fn is_wrong_data(found: &Violation) -> bool {
 fn wrong_data_is_found() {
     each_seed_finds(Mistake::MisplacesASector, is_wrong_data);
     each_seed_finds(Mistake::OverwritesTheWholePage, |found| matches!(found, Violation::Corrupt { .. }));
+    each_seed_finds(Mistake::DiscardsOneSectorMore, is_wrong_data);
     each_seed_finds(Mistake::FlushesNothing, |found| matches!(found, Violation::NotDurable { .. }));
+    each_seed_finds(Mistake::TakesBarriersForWrites, |found| matches!(found, Violation::NotDurable { .. }));
+}
+
+#[test]
+fn a_barrier_that_is_overtaken_is_found() {
+    let wish = Wish { queues: Some(1), ..Wish::default() };
+    each_seed_finds_with(wish, Mistake::PutsBarriersOff, |found| {
+        matches!(found, Violation::Overtaken { .. })
+    });
 }
 
 #[test]

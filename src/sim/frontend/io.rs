@@ -1,40 +1,76 @@
-//! The data path of a frontend: requests out, answers in, by the rules of the ring.
+//! The data path of a frontend: requests out, answers in, by the rules of the rings.
 
 use core::time::Duration;
 
-use super::{Frontend, Stage};
-use crate::sim::front_ring::STRIDE;
+use super::{Frontend, Sent, Stage};
+use crate::sim::abi::{Entry, OKAY, SEGMENTS};
 use crate::sim::machine::{Machine, Violation};
 use crate::sim::requests::Request;
+use crate::sim::requests::plan::Plan;
 
 /// The longest a guest thinks between two batches of requests, in nanoseconds.
 const THINK: u64 = 300_000;
 
 impl Frontend {
-    /// Publishes a few requests at once.
+    /// Publishes a few requests at once, in one queue.
     pub(super) fn submit(&mut self, machine: &mut Machine) {
-        let Some(link) = self.link.as_mut().filter(|_| self.stage == Stage::Connected) else { return };
+        let has_room = |queue: &usize| self.queues[*queue].ring.room() > 0;
+        let queues: Vec<usize> = (0..self.queues.len()).filter(has_room).collect();
+        if self.stage != Stage::Connected || queues.is_empty() {
+            return;
+        }
+        let queue = queues[machine.rng.index(queues.len())];
         for _ in 0..machine.rng.within(1..9) {
-            let full = link.ring.room() == 0 || self.outstanding.len() >= self.load.depth;
-            if full || self.load.requests == 0 {
+            let full = self.queues[queue].ring.room() == 0 || self.outstanding.len() >= self.load.depth;
+            if full || !self.has_more() {
                 break;
             }
-            let others = self.outstanding.values();
-            let made = Request::make(machine, self.disk.guest, &self.load, &mut self.shadow, others);
-            let Some(request) = made else { continue };
-            link.ring.push(&request.entry(machine));
-            self.outstanding.insert(request.id(), request);
-            self.load.requests -= 1;
+            if let Some(plan) = self.next_plan(machine) {
+                self.send(machine, queue, plan);
+            }
         }
+        let Some(link) = self.queues.get_mut(queue) else { return };
         if link.ring.publish() {
             machine.notify(self.disk.guest, link.port);
         }
         self.think(machine);
     }
 
-    /// Sets the time of the next requests; with a full ring an answer must come first.
+    fn has_more(&self) -> bool {
+        self.load.requests > 0 || !self.to_repeat.is_empty()
+    }
+
+    /// What is to be made once more comes first, in pieces that the backend takes.
+    fn next_plan(&mut self, machine: &mut Machine) -> Option<Plan> {
+        if let Some(plan) = self.to_repeat.pop_front() {
+            let mut pieces = plan.split(self.features.segments.max(SEGMENTS)).into_iter();
+            let first = pieces.next();
+            pieces.rev().for_each(|piece| self.to_repeat.push_front(piece));
+            return first;
+        }
+        let others = self.outstanding.values().map(|sent| sent.request.plan());
+        let plan = Plan::draw(&mut machine.rng, &self.load, self.features, &mut self.shadow, others);
+        self.load.requests -= u32::from(plan.is_some());
+        plan
+    }
+
+    fn send(&mut self, machine: &mut Machine, queue: usize, plan: Plan) {
+        let mut request = Request::new(machine, &mut self.pool, self.features, plan);
+        if request.plan().is_barrier() {
+            let before = self.outstanding.values().filter(|sent| sent.queue == queue);
+            request.promise(before.flat_map(|sent| sent.request.plan().written()));
+        }
+        let ring = &mut self.queues[queue].ring;
+        ring.push(&request.entry(machine, ring.abi()));
+        let serial = self.sent;
+        self.sent += 1;
+        self.outstanding.insert(request.id(), Sent { request, queue, serial });
+    }
+
+    /// Sets the time of the next requests; with full rings an answer must come first.
     pub(super) fn think(&mut self, machine: &mut Machine) {
-        let more = self.load.requests > 0 && self.outstanding.len() < self.load.depth;
+        let has_room = self.queues.iter().any(|queue| queue.ring.room() > 0);
+        let more = self.has_more() && has_room && self.outstanding.len() < self.load.depth;
         if more && self.stage == Stage::Connected && self.submits.is_none() {
             self.submits = Some(machine.now + Duration::from_nanos(machine.rng.within(1..THINK)));
         }
@@ -42,8 +78,8 @@ impl Frontend {
 
     /// The interrupt handler: takes the responses, and in a later step asks for the next event and
     /// looks once more. Without an event it does nothing, whatever is in the ring.
-    pub(super) fn handle(&mut self, machine: &mut Machine) {
-        let Some(link) = &mut self.link else { return };
+    pub(super) fn handle(&mut self, machine: &mut Machine, queue: usize) {
+        let link = &mut self.queues[queue];
         if link.handling.is_some() {
             let more = link.ring.arm();
             link.handling = None;
@@ -54,9 +90,9 @@ impl Frontend {
             return;
         }
         link.handling = Some(machine.now + Duration::from_nanos(machine.rng.within(1..5_000)));
-        while let Some(link) = &mut self.link {
-            match link.ring.pop() {
-                Ok(Some(entry)) => self.take_response(machine, &entry),
+        loop {
+            match self.queues[queue].ring.pop() {
+                Ok(Some(entry)) => self.take_response(machine, queue, &entry),
                 Ok(None) => break,
                 Err(_) => {
                     machine.violated(Violation::RingOverrun(self.disk.guest));
@@ -70,24 +106,43 @@ impl Frontend {
         self.think(machine);
     }
 
-    fn take_response(&mut self, machine: &mut Machine, entry: &[u8; STRIDE]) {
+    fn take_response(&mut self, machine: &mut Machine, queue: usize, entry: &Entry) {
         let guest = self.disk.guest;
-        let id = u64::from_le_bytes(*entry.first_chunk().expect("an entry is longer than an id"));
-        let answer = (entry[8], i16::from_le_bytes([entry[10], entry[11]]));
-        if entry[9] != 0 || entry[12..16] != [0; 4] {
+        let answer = self.queues[queue].ring.abi().response(entry);
+        if !answer.is_clean {
             machine.violated(Violation::Leak(guest));
         }
-        let Some(request) = self.outstanding.remove(&id) else {
-            machine.violated(Violation::UnknownAnswer { guest, id });
+        let sent = self.outstanding.remove(&answer.id).filter(|sent| sent.queue == queue);
+        let Some(sent) = sent else {
+            machine.violated(Violation::UnknownAnswer { guest, id: answer.id });
             return;
         };
-        if request.is_late(machine.now, self.load.patience) {
+        if sent.request.is_late(machine.now, self.load.patience) {
             machine.violated(Violation::Late(guest));
         }
-        let promised = request.answered(machine, guest, answer, self.load.may_fail, &mut self.shadow);
+        if answer.status == OKAY && self.overtook(&sent) {
+            machine.violated(Violation::Overtaken { guest, id: answer.id });
+        }
+        let Sent { request, .. } = sent;
+        let may_fail = self.load.may_fail;
+        let promised = request.answered(machine, &mut self.pool, answer, may_fail, &mut self.shadow);
         if !promised.is_empty() {
             self.promises.push(promised);
         }
         self.answered += 1;
+    }
+
+    /// Whether a request that was just answered should have waited for another: a barrier for what
+    /// changes the disk and came before it in its queue, and such a request for a barrier.
+    fn overtook(&self, answered: &Sent) -> bool {
+        let before = self
+            .outstanding
+            .values()
+            .filter(|sent| sent.queue == answered.queue && sent.serial < answered.serial);
+        let mut waited_for = before.filter(|sent| {
+            let (one, other) = (sent.request.plan(), answered.request.plan());
+            (one.is_barrier() && other.changes()) || (other.is_barrier() && one.changes())
+        });
+        waited_for.next().is_some()
     }
 }

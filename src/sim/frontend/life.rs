@@ -1,8 +1,11 @@
 //! The xenbus life of a frontend: what it makes of the backend's state, and says of itself.
 
-use super::{Frontend, Link, Stage};
+use super::{Frontend, Queue, Stage};
+use crate::sim::abi::Abi;
+use crate::sim::deal::{Deal, Features};
 use crate::sim::front_ring::FrontRing;
 use crate::sim::machine::{DRIVER, Machine, Violation};
+use crate::sim::pages::{Page, Pool};
 
 impl Frontend {
     /// Looks at xenstore, as blkfront's `blkback_changed` and the xenbus core do.
@@ -38,21 +41,41 @@ impl Frontend {
         machine.tree.write(&format!("{}/state", self.path), state);
     }
 
-    /// Grants a ring and opens an event channel (`talk_to_blkback`).
+    /// Grants rings and opens event channels (`talk_to_blkback`). What it said before and does not
+    /// say now goes.
     pub(super) fn offer(&mut self, machine: &mut Machine) {
-        let guest = self.guest();
-        let mfn = machine.memory.take();
-        let gref = machine.grants.offer(guest, DRIVER, mfn, false);
-        let port = machine.ports.open(guest, DRIVER).expect("a guest has ports");
-        let ring = FrontRing::new(machine.memory.frame(mfn));
-        self.link = Some(Link { ring, mfn, gref, port, handling: None });
-        let nodes = [("ring-ref", gref.0.to_string()), ("event-channel", port.0.to_string())];
-        let fixed = [("protocol", "x86_64-abi".to_string()), ("feature-persistent", "0".to_string())];
-        for (node, value) in nodes.into_iter().chain(fixed) {
+        let deal = Deal::pick(machine, &self.backend, self.wish);
+        let mut nodes: Vec<_> =
+            deal.nodes().into_iter().map(|(node, value)| (node.to_string(), value)).collect();
+        for queue in 0..deal.queues {
+            nodes.extend(self.add_queue(machine, &deal, queue));
+        }
+        for node in machine.tree.children(&self.path).iter().filter(|node| is_ours(node)) {
+            if !nodes.iter().any(|(name, _)| name == node) {
+                machine.tree.remove(&format!("{}/{node}", self.path));
+            }
+        }
+        for (node, value) in nodes {
             machine.tree.write(&format!("{}/{node}", self.path), value);
         }
-        self.hasty = false;
+        (self.deal, self.hasty) = (Some(deal), false);
         self.enter(machine, Stage::Offered, 3);
+    }
+
+    /// Makes a queue; returns its nodes.
+    fn add_queue(&mut self, machine: &mut Machine, deal: &Deal, queue: u32) -> Vec<(String, String)> {
+        let (guest, directory) = (self.guest(), deal.directory(queue));
+        let pages: Vec<Page> = (0..1 << deal.order).map(|_| Page::grant(machine, guest, false)).collect();
+        let port = machine.ports.open(guest, DRIVER).expect("a guest has ports");
+        let frames = pages.iter().map(|page| machine.memory.frame(page.mfn)).collect();
+        let ring = FrontRing::new(frames, Abi::of(deal.protocol));
+        let rings = (0..)
+            .zip(&pages)
+            .map(|(number, page)| (format!("{directory}{}", deal.ring_ref(number)), page.gref.0.to_string()));
+        let port_node = (format!("{directory}event-channel"), port.0.to_string());
+        let nodes = rings.chain([port_node]).collect();
+        self.queues.push(Queue { ring, pages, port, handling: None });
+        nodes
     }
 
     /// Reads what the backend says of the disk (`blkfront_connect`, `blkif_recover`).
@@ -70,9 +93,15 @@ impl Frontend {
             machine.violated(Violation::BadDisk(self.guest()));
             return;
         }
+        let deal = self.deal.expect("it has shown itself");
+        self.features = Features::read(machine, &self.backend, &deal);
+        self.pool = Pool::new(self.guest(), self.features.persistent);
         self.enter(machine, Stage::Connected, 4);
-        self.repeat(machine);
-        self.think(machine);
+        if self.to_repeat.is_empty() {
+            self.think(machine);
+        } else {
+            self.submit(machine);
+        }
     }
 
     /// The toolstack removed the device. When it did so after the backend had closed, nothing may
@@ -86,34 +115,34 @@ impl Frontend {
     /// go of them.
     fn let_go(&mut self, machine: &mut Machine, unmapped: bool) {
         self.forget();
-        let guest = self.guest();
-        for request in self.left.drain(..) {
-            request.give_back(machine, guest, unmapped);
-        }
         self.unlink(machine);
-        for link in self.old_links.drain(..) {
-            if machine.grants.revoke(guest, link.gref) {
-                machine.memory.give_back(link.mfn);
-            } else if unmapped {
-                machine.violated(Violation::StillMapped(guest, link.gref));
-            }
-        }
+        let guest = self.guest();
+        self.left.drain(..).for_each(|page| page.revoke(machine, guest, unmapped));
     }
 
     /// Nothing that is in flight will be answered; the pages stay granted.
     pub(super) fn forget(&mut self) {
-        let outstanding = core::mem::take(&mut self.outstanding).into_values();
-        for mut request in outstanding.chain(self.to_repeat.drain(..)) {
-            request.forget(&mut self.shadow);
-            self.left.push(request);
+        for sent in core::mem::take(&mut self.outstanding).into_values() {
+            let (mut plan, pages) = sent.request.into_parts();
+            plan.forget(&mut self.shadow);
+            self.left.extend(pages);
         }
+        self.to_repeat.drain(..).for_each(|mut plan| plan.forget(&mut self.shadow));
     }
 
-    /// Keeps the ring's page for the backend, which may use it still.
+    /// Keeps the rings' pages, and those of requests, for the backend, which may use them still.
     pub(super) fn unlink(&mut self, machine: &mut Machine) {
-        if let Some(link) = self.link.take() {
-            machine.ports.close(self.disk.guest, link.port);
-            self.old_links.push(link);
+        for queue in self.queues.drain(..) {
+            machine.ports.close(self.disk.guest, queue.port);
+            self.left.extend(queue.pages);
         }
+        self.left.extend(self.pool.drain());
     }
+}
+
+/// Whether a node of a frontend's directory is one that it writes when it shows itself.
+fn is_ours(node: &str) -> bool {
+    const NODES: [&str; 5] =
+        ["protocol", "multi-queue-num-queues", "ring-page-order", "event-channel", "feature-persistent"];
+    NODES.contains(&node) || node.starts_with("ring-ref") || node.starts_with("queue-")
 }

@@ -1,5 +1,6 @@
-//! A frontend like Linux's blkfront 6.1 without persistent grants: the xenbus life of one virtual
-//! disk in its guest, the interrupt handler in steps that others can come between, and a load.
+//! A frontend like Linux's blkfront 6.1, and sometimes like others: the xenbus life of one virtual
+//! disk in its guest, with rings and features as its seed picks them from what is offered, the
+//! interrupt handlers in steps that others can come between, and a load.
 //!
 //! It acts when the world lets it: at its own times, or inside any access of the image to memory.
 //! `life` is what it does with xenstore, `whims` what its guest does to it, `io` the data path.
@@ -8,15 +9,19 @@ mod io;
 mod life;
 mod whims;
 
+use core::ptr::NonNull;
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
-use super::front_ring::FrontRing;
+use super::deal::{Deal, Features, Wish};
+use super::front_ring::{FrontRing, HEADER};
 use super::machine::{DRIVER, Machine};
+use super::pages::{Page, Pool};
+use super::requests::plan::Plan;
 use super::requests::{Load, Request};
 use super::shadow::{Shadow, Stamp};
 use super::toolstack::Disk;
-use crate::units::{DomId, GrantRef, Instant, Mfn, Port};
+use crate::units::{DomId, Instant, Port};
 
 /// The slowest a guest is to look at xenstore after a change, in nanoseconds.
 const NOTICE: u64 = 2_000_000;
@@ -44,13 +49,21 @@ pub enum Stage {
 
 /// Ring and event channel.
 #[derive(Debug)]
-struct Link {
+struct Queue {
     ring: FrontRing,
-    mfn: Mfn,
-    gref: GrantRef,
+    pages: Vec<Page>,
     port: Port,
     /// The interrupt handler is between looking and asking for the next event.
     handling: Option<Instant>,
+}
+
+/// A request that waits for its answer.
+#[derive(Debug)]
+struct Sent {
+    request: Request,
+    queue: usize,
+    /// How many were sent before it.
+    serial: u64,
 }
 
 /// One virtual disk in its guest.
@@ -60,13 +73,17 @@ pub struct Frontend {
     path: String,
     backend: String,
     stage: Stage,
-    link: Option<Link>,
-    outstanding: BTreeMap<u64, Request>,
+    wish: Wish,
+    deal: Option<Deal>,
+    features: Features,
+    queues: Vec<Queue>,
+    pool: Pool,
+    outstanding: BTreeMap<u64, Sent>,
+    sent: u64,
     /// Requests to be made once more when it is connected again.
-    to_repeat: Vec<Request>,
-    /// Requests that were given up, and rings; their pages come back when the backend lets go.
-    left: Vec<Request>,
-    old_links: Vec<Link>,
+    to_repeat: VecDeque<Plan>,
+    /// Pages of requests that were given up, and of rings; they come back when the backend lets go.
+    left: Vec<Page>,
     load: Load,
     shadow: Shadow,
     promises: Vec<BTreeMap<u64, Stamp>>,
@@ -94,11 +111,15 @@ impl Frontend {
             backend: back_path(disk.guest, disk.dev),
             disk: disk.clone(),
             stage: Stage::Waiting,
-            link: None,
+            wish: Wish::default(),
+            deal: None,
+            features: Features::default(),
+            queues: Vec::new(),
+            pool: Pool::new(disk.guest, false),
             outstanding: BTreeMap::new(),
-            to_repeat: Vec::new(),
+            sent: 0,
+            to_repeat: VecDeque::new(),
             left: Vec::new(),
-            old_links: Vec::new(),
             load,
             shadow,
             promises: Vec::new(),
@@ -147,6 +168,35 @@ impl Frontend {
     #[must_use]
     pub fn is_alive(&self) -> bool {
         !matches!(self.stage, Stage::Removed | Stage::Vanished)
+    }
+
+    /// What it insists on when it shows itself to the backend.
+    pub fn insist(&mut self, wish: Wish) {
+        self.wish = wish;
+    }
+
+    /// How it showed itself to the backend last.
+    #[must_use]
+    pub fn deal(&self) -> Option<Deal> {
+        self.deal
+    }
+
+    /// What the backend served when it connected last.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// How many pages its rings have.
+    #[must_use]
+    pub fn rings(&self) -> usize {
+        self.queues.iter().map(|queue| queue.pages.len()).sum()
+    }
+
+    /// How many pages a backend may keep mapped that has nothing to do: rings, and persistent grants.
+    #[must_use]
+    pub fn lasting_pages(&self) -> usize {
+        self.rings() + if self.features.persistent { self.pool.granted() } else { 0 }
     }
 
     /// How long it waits for an answer from now on.
@@ -200,20 +250,32 @@ impl Frontend {
     pub fn take_promises(&mut self) -> Vec<(u64, Stamp)> {
         let promises = core::mem::take(&mut self.promises);
         let kept = |(sector, stamp): &(u64, Stamp)| {
-            self.shadow.stamp(*sector) == Some(*stamp)
-                && !self.outstanding.values().any(|request| request.writes(*sector))
+            self.shadow.stamp(*sector) == Some(*stamp) && !self.plans().any(|plan| plan.touches(*sector))
         };
         promises.into_iter().flatten().filter(kept).collect()
+    }
+
+    /// Barriers that wait for their answers, each with a request that came after it in its queue: a
+    /// sector of each and its stamp. The second must not be on the disk before the first is safe.
+    pub fn races(&self) -> impl Iterator<Item = ((u64, Stamp), (u64, Stamp))> {
+        let sent = || self.outstanding.values().filter(|_| !self.load.may_fail);
+        let barriers = sent().filter(|sent| sent.request.plan().is_barrier());
+        barriers.flat_map(move |barrier| {
+            let later = sent().filter(|sent| sent.queue == barrier.queue && sent.serial > barrier.serial);
+            let samples =
+                |later: &Sent| Some((barrier.request.plan().sample()?, later.request.plan().sample()?));
+            later.filter_map(samples).collect::<Vec<_>>()
+        })
     }
 
     /// When it acts next by itself.
     #[must_use]
     pub fn next_event(&self, machine: &Machine) -> Option<Instant> {
-        let (event, handling) = match &self.link {
-            Some(link) => (machine.ports.pending(self.guest(), link.port), link.handling),
-            None => (None, None),
-        };
-        [event, handling, self.looks, self.submits].into_iter().flatten().min().filter(|_| self.acts())
+        let queues = self.queues.iter().flat_map(|queue| {
+            [machine.ports.pending(self.guest(), queue.port), queue.handling].into_iter().flatten()
+        });
+        let others = [self.looks, self.submits].into_iter().flatten();
+        queues.chain(others).min().filter(|_| self.acts())
     }
 
     /// Something may have changed in xenstore: it will look soon.
@@ -230,7 +292,9 @@ impl Frontend {
     pub fn step(&mut self, machine: &mut Machine) {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= machine.now);
         let (looks, submits) = (due(self.looks), due(self.submits));
-        self.handle(machine);
+        for queue in 0..self.queues.len() {
+            self.handle(machine, queue);
+        }
         if looks {
             self.looks = None;
             self.look(machine);
@@ -249,22 +313,31 @@ impl Frontend {
         }
         match machine.rng.index(3) {
             0 => self.submit(machine),
-            1 => self.handle(machine),
+            1 if !self.queues.is_empty() => {
+                let queue = machine.rng.index(self.queues.len());
+                self.handle(machine, queue);
+            }
             _ => self.look(machine),
         }
     }
 
-    /// Whether `base` is its ring.
+    /// Whether one of its rings has a page there, and if so, whether `offset` is among the indexes.
     #[must_use]
-    pub fn is_ring(&self, base: core::ptr::NonNull<u8>) -> bool {
-        self.link.as_ref().is_some_and(|link| link.ring.frame().base() == base)
+    pub fn finds(&self, base: NonNull<u8>, offset: usize) -> Option<bool> {
+        let page = self.queues.iter().find_map(|queue| queue.ring.page(base))?;
+        Some(page == 0 && offset < HEADER)
     }
 
     /// Whether an answer is overdue.
     #[must_use]
     pub fn is_late(&self, now: Instant) -> bool {
         self.paused.is_none()
-            && self.outstanding.values().any(|request| request.is_late(now, self.load.patience))
+            && self.outstanding.values().any(|sent| sent.request.is_late(now, self.load.patience))
+    }
+
+    /// What it has asked for, or will ask for once more.
+    fn plans(&self) -> impl Iterator<Item = &Plan> {
+        self.outstanding.values().map(|sent| sent.request.plan()).chain(&self.to_repeat)
     }
 
     fn acts(&self) -> bool {

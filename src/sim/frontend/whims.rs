@@ -1,11 +1,13 @@
 //! What a guest does to its disk by itself, or suffers: reloads and crashes of its driver, pauses,
 //! suspends. Each is one that Linux or libxl knows.
 
-use super::{Disk, Frontend, Stage};
-use crate::sim::front_ring;
+use super::{Disk, Frontend, Sent, Stage};
 use crate::sim::machine::Machine;
-use crate::sim::requests::Request;
+use crate::sim::requests::plan::Plan;
 use crate::units::{DomId, Instant};
+
+/// Batches of requests that a guest makes just before it is paused.
+const RUSH: u32 = 32;
 
 impl Frontend {
     /// Closes the device from inside the guest once nothing is in flight, and opens it again if
@@ -51,8 +53,7 @@ impl Frontend {
     /// suspend that was cancelled, in a guest that does not know of such (`blkfront_resume`).
     pub fn renew(&mut self, machine: &mut Machine) {
         if self.stage == Stage::Connected {
-            let outstanding = self.repeated(machine, self.disk.guest);
-            self.to_repeat.extend(outstanding);
+            self.to_repeat = self.repeated(machine).into();
             self.unlink(machine);
             self.offer(machine);
         }
@@ -63,10 +64,10 @@ impl Frontend {
         self.hasty = true;
     }
 
-    /// The guest gets no processor any more. With `full` its ring is full by then.
+    /// The guest gets no processor any more. With `full` its rings are by then.
     pub fn pause(&mut self, machine: &mut Machine, full: bool) {
         if full {
-            (0..front_ring::SIZE).for_each(|_| self.submit(machine));
+            (0..RUSH).for_each(|_| self.submit(machine));
         }
         self.paused.get_or_insert(machine.now);
     }
@@ -74,7 +75,7 @@ impl Frontend {
     /// The guest goes on.
     pub fn unpause(&mut self, now: Instant) {
         if let Some(since) = self.paused.take() {
-            self.outstanding.values_mut().for_each(|request| request.excuse(now.since(since)));
+            self.outstanding.values_mut().for_each(|sent| sent.request.excuse(now.since(since)));
         }
     }
 
@@ -96,7 +97,7 @@ impl Frontend {
     /// made again there. This one is no more.
     #[must_use]
     pub fn restored(&mut self, machine: &mut Machine, guest: DomId) -> Self {
-        let to_repeat = self.repeated(machine, guest);
+        let to_repeat = self.repeated(machine).into();
         Self { to_repeat, hasty: true, ..self.reborn(guest) }
     }
 
@@ -105,27 +106,20 @@ impl Frontend {
     pub fn reborn(&mut self, guest: DomId) -> Self {
         self.vanish();
         let disk = Disk { guest, ..self.disk.clone() };
-        Self::new(&disk, self.load.clone(), self.take_shadow())
+        Self { wish: self.wish, ..Self::new(&disk, self.load.clone(), self.take_shadow()) }
     }
 
-    /// What is in flight, to be made once more by `guest`.
-    fn repeated(&mut self, machine: &mut Machine, guest: DomId) -> Vec<Request> {
-        let outstanding = core::mem::take(&mut self.outstanding).into_values();
-        let mut old: Vec<Request> = outstanding.chain(self.to_repeat.drain(..)).collect();
-        let repeated = old.iter_mut().map(|request| request.again(machine, guest)).collect();
-        self.left.extend(old);
-        repeated
-    }
-
-    /// Makes the requests again that were in flight before.
-    pub(super) fn repeat(&mut self, machine: &mut Machine) {
-        let Some(link) = &mut self.link else { return };
-        for request in self.to_repeat.drain(..) {
-            link.ring.push(&request.entry(machine));
-            self.outstanding.insert(request.id(), request);
+    /// What is in flight, to be made once more, in its order.
+    fn repeated(&mut self, machine: &mut Machine) -> Vec<Plan> {
+        let mut sent: Vec<Sent> = core::mem::take(&mut self.outstanding).into_values().collect();
+        sent.sort_by_key(|sent| sent.serial);
+        let mut plans = Vec::new();
+        for Sent { request, .. } in sent {
+            let (plan, pages) = request.into_parts();
+            plans.push(plan.again(&mut machine.rng));
+            self.left.extend(pages);
         }
-        if link.ring.publish() {
-            machine.notify(self.disk.guest, link.port);
-        }
+        plans.extend(self.to_repeat.drain(..));
+        plans
     }
 }
