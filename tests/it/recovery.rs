@@ -21,7 +21,7 @@ fn without_any_interrupt_a_lone_request_waits_twenty_milliseconds_at_most() {
         let mut world = world(seed);
         world.state().lent.controller(0).faults.lost_interrupt = 1;
         let patience = 21 * MILLISECOND;
-        let load = Load { depth: 1, patience, ..Load::new(0, SECTORS, 100) };
+        let load = Load { depth: 1, patience, at_once: true, ..Load::new(0, SECTORS, 100) };
         let (_, frontend) = attach(&world, 5, "/dev/nvme0n1", load);
         run(&mut world, |_, _| false);
         assert_eq!(world.state().frontends[frontend].answered(), (100, 0), "seed {seed}");
@@ -40,7 +40,8 @@ fn without_any_interrupt_a_slow_disk_is_looked_at_within_a_second() {
             controller.faults.lost_interrupt = 1;
             controller.slow_down(MILLISECOND..slow);
         });
-        let load = Load { depth: 1, patience: slow + 1001 * MILLISECOND, ..Load::new(0, SECTORS, 100) };
+        let patience = slow + 1001 * MILLISECOND;
+        let load = Load { depth: 1, patience, at_once: true, ..Load::new(0, SECTORS, 100) };
         let (_, frontend) = attach(&world, 5, "/dev/nvme0n1", load);
         run(&mut world, |_, _| false);
         assert_eq!(world.state().frontends[frontend].answered(), (100, 0), "seed {seed}");
