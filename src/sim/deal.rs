@@ -50,8 +50,10 @@ impl Deal {
             4..7 => rng.within(1..5) as u32,
             _ => rng.within(1..17) as u32,
         });
+        // Layouts are not offered in xenstore. A backend that offers larger rings knows them all.
+        let any = wish.protocol.unwrap_or(PROTOCOLS[rng.index(PROTOCOLS.len())]);
         Self {
-            protocol: wish.protocol.unwrap_or(PROTOCOLS[rng.index(if orders.is_some() { 3 } else { 1 })]),
+            protocol: if orders.is_some() { any } else { PROTOCOLS[0] },
             order: order.min(most),
             is_numbered: orders.is_some() && rng.one_in(2),
             queues: count.clamp(1, queues.unwrap_or(1).max(1)),
@@ -143,6 +145,7 @@ mod tests {
             let deal =
                 Deal::pick(&mut machine, BACK, Wish { order: Some(4), queues: Some(16), ..Wish::default() });
             assert_eq!((deal.order, deal.queues, deal.ring_ref(0).as_str()), (0, 1, "ring-ref"));
+            assert_eq!(deal.protocol, Some("x86_64-abi"));
             assert!(deal.nodes().iter().all(|(node, _)| ["protocol", "feature-persistent"].contains(node)));
             let kept = Features::read(&machine, BACK, &deal);
             assert_eq!(kept, Features::default());

@@ -21,7 +21,7 @@ fn without_any_interrupt_a_lone_request_waits_twenty_milliseconds_at_most() {
         let mut world = world(seed);
         world.state().lent.controller(0).faults.lost_interrupt = 1;
         let patience = 21 * MILLISECOND;
-        let load = Load { depth: 1, patience, at_once: true, ..Load::new(0, SECTORS, 100) };
+        let load = Load { depth: 1, patience, plain: true, ..Load::new(0, SECTORS, 100) };
         let (_, frontend) = attach(&world, 5, "/dev/nvme0n1", load);
         run(&mut world, |_, _| false);
         assert_eq!(world.state().frontends[frontend].answered(), (100, 0), "seed {seed}");
@@ -41,7 +41,7 @@ fn without_any_interrupt_a_slow_disk_is_looked_at_within_a_second() {
             controller.slow_down(MILLISECOND..slow);
         });
         let patience = slow + 1001 * MILLISECOND;
-        let load = Load { depth: 1, patience, at_once: true, ..Load::new(0, SECTORS, 100) };
+        let load = Load { depth: 1, patience, plain: true, ..Load::new(0, SECTORS, 100) };
         let (_, frontend) = attach(&world, 5, "/dev/nvme0n1", load);
         run(&mut world, |_, _| false);
         assert_eq!(world.state().frontends[frontend].answered(), (100, 0), "seed {seed}");
@@ -75,7 +75,7 @@ fn a_forgotten_command_fails_its_own_request_and_no_other() {
         world.state().lent.controller(0).slow_down(latency);
         world.state().lent.controller(0).faults.forgets = 1;
         let patience = Duration::from_secs(60);
-        let unlucky = Load { may_fail: true, depth: 1, patience, ..Load::new(0, 8, 1) };
+        let unlucky = Load { may_fail: true, depth: 1, patience, plain: true, ..Load::new(0, 8, 1) };
         attach(&world, 5, "/dev/nvme0n1", unlucky);
         let later = world.state().machine.now + Duration::from_secs(6);
         // It is busy when the controller is reset.

@@ -4,6 +4,7 @@
 use core::time::Duration;
 
 use platter::mem::frame::Frame;
+use platter::sim::abi::Entry;
 use platter::sim::frontend::{back_path, front_path};
 use platter::sim::machine::{DRIVER, Machine};
 use platter::sim::toolstack::{Disk, JobId};
@@ -99,6 +100,11 @@ impl Rogue {
             entry[at + 4..at + 6].copy_from_slice(&[*first, *last]);
         }
         self.ring.write(HEADER + (place % 32) as usize * STRIDE, &entry);
+    }
+
+    /// Writes any bytes as the `place`-th request.
+    pub(crate) fn put_entry(self, place: u32, entry: &Entry) {
+        self.ring.write(HEADER + (place % 32) as usize * STRIDE, entry);
     }
 
     /// Claims so many requests in all, and sends an event.

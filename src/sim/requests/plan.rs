@@ -33,9 +33,9 @@ pub struct Load {
     pub patience: Duration,
     /// Whether it writes, too.
     pub writes: bool,
-    /// Whether it asks for nothing whose parts must be done one after the other: no barriers, and
-    /// no flushes with data.
-    pub at_once: bool,
+    /// Whether each request is work for the disk that is done in one step: reads, writes and
+    /// flushes without data, and not more segments than fit a ring's entry.
+    pub plain: bool,
     /// Whether good requests may be answered with an error: the disk or Xen was told to fail.
     pub may_fail: bool,
 }
@@ -45,7 +45,7 @@ impl Load {
     #[must_use]
     pub const fn new(first: u64, sectors: u64, requests: u32) -> Self {
         let patience = Duration::from_secs(5);
-        Self { first, sectors, requests, depth: 32, patience, writes: true, at_once: false, may_fail: false }
+        Self { first, sectors, requests, depth: 32, patience, writes: true, plain: false, may_fail: false }
     }
 }
 
@@ -85,9 +85,9 @@ impl Operation {
             0..9 => Self::Read,
             9..19 => Self::Write,
             19 | 20 => Self::Flush,
-            21 if features.barrier && !load.at_once => Self::Barrier,
-            22 if features.discard => Self::Discard(features.secure && rng.one_in(2)),
-            23 if rng.one_in(2) => Self::Unknown([4, 7, 200][rng.index(3)]),
+            21 if features.barrier && !load.plain => Self::Barrier,
+            22 if features.discard && !load.plain => Self::Discard(features.secure && rng.one_in(2)),
+            23 if !load.plain && rng.one_in(2) => Self::Unknown([4, 7, 200][rng.index(3)]),
             _ => Self::Write,
         };
         let changes = matches!(operation, Self::Write | Self::Barrier | Self::Discard(_));
@@ -138,10 +138,10 @@ impl Plan {
         let operation = Operation::pick(rng, load, features);
         let shapes = match operation {
             Operation::Discard(_) => Vec::new(),
-            Operation::Flush if load.at_once || !load.writes || !rng.one_in(4) => Vec::new(),
+            Operation::Flush if load.plain || !load.writes || !rng.one_in(4) => Vec::new(),
             Operation::Barrier if rng.one_in(4) => Vec::new(),
             _ => {
-                let most = most_segments(rng, operation, features);
+                let most = if load.plain { SEGMENTS } else { most_segments(rng, operation, features) };
                 shapes(rng, most, load.sectors)
             }
         };
@@ -296,10 +296,13 @@ mod tests {
         assert!(!plain.iter().any(Plan::is_barrier));
         let readonly = drawn(&Load { writes: false, ..Load::new(0, 4000, 0) }, ALL);
         assert!(!readonly.iter().any(Plan::changes));
-        let at_once = drawn(&Load { at_once: true, ..Load::new(0, 4000, 0) }, ALL);
-        let in_steps =
-            |plan: &Plan| plan.is_barrier() || (plan.operation == Operation::Flush && plan.writes());
-        assert!(!at_once.iter().any(in_steps));
+        let plain = drawn(&Load { plain: true, ..Load::new(0, 4000, 0) }, ALL);
+        let is_plain = |plan: &Plan| {
+            let one_step = matches!(plan.operation, Operation::Read | Operation::Write);
+            plan.shapes.len() <= SEGMENTS
+                && (one_step || (plan.operation == Operation::Flush && !plan.writes()))
+        };
+        assert!(plain.iter().all(is_plain));
     }
 
     #[test]
