@@ -4,9 +4,8 @@
 
 use core::time::Duration;
 
-use platter::sim::abi::{Abi, Segment};
 use platter::sim::abi::{
-    BARRIER, Body, DISCARD, ENTRY_BYTES, Entry, FLUSH, Head, INDIRECT, READ, WRITE, write_segment,
+    Abi, Body, DISCARD, ENTRY_BYTES, Entry, Head, INDIRECT, READ, Segment, WRITE, write_segment,
 };
 use platter::sim::requests::Load;
 use platter::sim::world::World;
@@ -62,7 +61,7 @@ fn indirect_requests_that_make_no_sense_are_errors() {
         let ask =
             |operation, sector, count, table| entry(operation, sector, Body::Indirect(count, &[table; 8]));
         let counts = [0, 257, 4096, 4097, u16::MAX].map(|count| ask(READ, 0, count, good));
-        let operations = [FLUSH, BARRIER, DISCARD, INDIRECT, 77].map(|inner| ask(inner, 0, 1, good));
+        let operations = [DISCARD, INDIRECT, 77].map(|inner| ask(inner, 0, 1, good));
         let tables = [reversed, outside, nobodys, u32::MAX].map(|table| ask(WRITE, 0, 12, table));
         let places = [SECTORS - 8, u64::MAX - 8, u64::MAX].map(|sector| ask(WRITE, sector, 2, good));
         are_refused(world, rogue, [&counts[..], &operations, &tables, &places].concat());

@@ -67,7 +67,7 @@ fn a_disk_is_detached_under_load() {
     for seed in 0..16 {
         let mut world = world(seed);
         let (_, frontend) = attach(&world, 5, "/dev/nvme0n1", Load::new(0, 20_000, u32::MAX));
-        let middle = world.state().machine.now + Duration::from_millis(280 + 3 * (seed % 16));
+        let middle = world.state().machine.now + Duration::from_millis(320 + 3 * (seed % 16));
         world.state().at(middle, |state| _ = state.detach(DomId(5), DEV, false));
         run(&mut world, |_, _| DONE);
         assert!(answered(&world, frontend).0 > 0, "seed {seed}");
@@ -205,7 +205,7 @@ fn guests_that_are_destroyed_or_forced_off_in_the_middle_leave_nothing_behind() 
         let mut world = world(seed);
         let (_, victim) = attach(&world, 5, "/dev/nvme0n1", Load::new(0, 20_000, u32::MAX));
         let (_, calm) = attach(&world, 6, "/dev/nvme0n2", Load::new(0, SECTORS, 400));
-        let middle = world.state().machine.now + Duration::from_millis(280 + 3 * (seed % 16));
+        let middle = world.state().machine.now + Duration::from_millis(320 + 3 * (seed % 16));
         let jobs = Rc::new(RefCell::new(Vec::new()));
         let asked = Rc::clone(&jobs);
         world.state().at(middle, move |state| {
