@@ -34,12 +34,25 @@ impl Outcome {
 /// 256 KiB a request, in buffers that are not aligned to pages (fio puts them behind each other, and the largest is no
 /// multiple of a page), a flush every 32 writes.
 pub(crate) fn verify(guest: &Linux, device: &str, offset: u32, size: u32) -> Result<Outcome> {
+    verify_on_all(guest, device, 1, offset, size)
+}
+
+/// As [`verify`], on so many processors at once: each has `size` MiB of its own, one behind the other.
+pub(crate) fn verify_on_all(
+    guest: &Linux,
+    device: &str,
+    processors: u32,
+    offset: u32,
+    size: u32,
+) -> Result<Outcome> {
     let outcome = run(
         guest,
         device,
         &format!(
-            "--rw=randwrite --bsrange=512-262656 --offset={offset}m --size={size}m --iodepth=16 --fsync=32 \
-             --verify=crc32c --verify_backlog=64 --verify_fatal=1"
+            "--rw=randwrite --bsrange=512-262656 --offset={offset}m --offset_increment={size}m --size={size}m \
+             --iodepth=16 --fsync=32 --verify=crc32c --verify_backlog=64 --verify_fatal=1 \
+             --numjobs={processors} --cpus_allowed=0-{} --cpus_allowed_policy=split --group_reporting",
+            processors - 1
         ),
         Duration::from_secs(900),
     )?;
@@ -147,7 +160,7 @@ fn run(guest: &Linux, device: &str, job: &str, limit: Duration) -> Result<Outcom
     parse(&guest.run("cat /tmp/fio.json")?)
 }
 
-/// Reads fio's report of one job. Lines before the JSON, as fio's warnings are, are skipped.
+/// Reads fio's report of one job, or of a group of them. Lines before the JSON, as fio's warnings are, are skipped.
 fn parse(report: &str) -> Result<Outcome> {
     let json = report.find('{').map_or("", |start| &report[start..]);
     let report: Value = serde_json::from_str(json).context("fio's report is no JSON")?;

@@ -14,12 +14,31 @@ use super::{BLOCK_SIZE, COMMAND_LIMIT, Controller, Machine};
 /// Emulated Linux takes 5 to 20 s to boot when it is alone.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
-/// What makes a domain a guest.
-const GUEST: &str = "memory=192\nramdisk=\"/lab/guest.cpio\"\n";
+/// What a guest boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum System {
+    /// Linux 6.1, Debian 12's own.
+    Linux61,
+    /// Linux 6.12, from its backports.
+    Linux612,
+}
+
+impl System {
+    fn config(self) -> &'static str {
+        match self {
+            Self::Linux61 => "kernel=\"/lab/vmlinux\"\nramdisk=\"/lab/guest.cpio\"\n",
+            Self::Linux612 => "kernel=\"/lab/vmlinux-6.12\"\nramdisk=\"/lab/guest-6.12.cpio\"\n",
+        }
+    }
+}
 
 /// What a test changes of a guest's configuration.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Manner<'s> {
+    pub(crate) system: System,
+    pub(crate) vcpus: u32,
+    /// MiB.
+    pub(crate) memory: u32,
     /// Its disks from the start, as `disk=` has them.
     pub(crate) disks: &'s [String],
     /// What Xen does when it crashes.
@@ -27,9 +46,9 @@ pub(crate) struct Manner<'s> {
 }
 
 impl Manner<'_> {
-    /// Without disks; a crash keeps the domain, so that it is noticed.
+    /// Linux 6.1 on one processor, without disks; a crash keeps the domain, so that it is noticed.
     pub(crate) const fn usual() -> Self {
-        Self { disks: &[], on_crash: "preserve" }
+        Self { system: System::Linux61, vcpus: 1, memory: 192, disks: &[], on_crash: "preserve" }
     }
 }
 
@@ -43,7 +62,7 @@ pub(crate) struct Linux<'m> {
 }
 
 impl<'m> Linux<'m> {
-    /// Boots a guest: one virtual CPU, blkfront, e2fsprogs, fio.
+    /// Boots a guest as [`Manner::usual`] has it: blkfront, e2fsprogs, fio.
     ///
     /// # Errors
     /// It cannot be created, or its agent does not answer.
@@ -56,7 +75,7 @@ impl<'m> Linux<'m> {
     /// # Errors
     /// As [`Self::guest`].
     pub(crate) fn guest_with(machine: &'m Machine, name: &str, manner: Manner) -> Result<Self> {
-        Self::boot(machine, name, GUEST, manner)
+        Self::boot(machine, name, manner.system.config(), manner)
     }
 
     /// Boots a Linux storage driver domain (xen-blkback, `xl devd`) that owns `controller`.
@@ -65,8 +84,9 @@ impl<'m> Linux<'m> {
     /// As [`Self::guest`].
     pub(crate) fn driver_domain(machine: &'m Machine, name: &str, controller: &Controller) -> Result<Self> {
         let pci = controller.pci();
-        let config = format!("memory=384\nramdisk=\"/lab/control.cpio\"\ndriver_domain=1\npci=[\"{pci}\"]\n");
-        Self::boot(machine, name, &config, Manner::usual())
+        let system = "kernel=\"/lab/vmlinux\"\nramdisk=\"/lab/control.cpio\"\n";
+        let config = format!("{system}driver_domain=1\npci=[\"{pci}\"]\n");
+        Self::boot(machine, name, &config, Manner { memory: 384, ..Manner::usual() })
     }
 
     fn boot(machine: &'m Machine, name: &str, config: &str, manner: Manner) -> Result<Self> {
@@ -208,7 +228,8 @@ impl<'m> Linux<'m> {
 
 /// Makes `/share/NAME.cfg`, an xl configuration of a guest with a shell on its console instead of the agent.
 pub(crate) fn offer_guest(machine: &Machine, name: &str) -> Result<()> {
-    configure(machine, name, &format!("console=hvc0 hostname={name} shell"), GUEST, Manner::usual())
+    let (manner, options) = (Manner::usual(), format!("console=hvc0 hostname={name} shell"));
+    configure(machine, name, &options, manner.system.config(), manner)
 }
 
 fn configure(
@@ -219,9 +240,11 @@ fn configure(
     manner: Manner,
 ) -> Result<()> {
     let quoted: Vec<String> = manner.disks.iter().map(|disk| format!("\"{disk}\"")).collect();
-    let (disks, on_crash) = (quoted.join(","), manner.on_crash);
-    let common =
-        format!("type=\"pv\"\nkernel=\"/lab/vmlinux\"\nvcpus=1\non_crash=\"{on_crash}\"\ndisk=[{disks}]\n");
+    let Manner { vcpus, memory, on_crash, .. } = manner;
+    let common = format!(
+        "type=\"pv\"\nvcpus={vcpus}\nmemory={memory}\non_crash=\"{on_crash}\"\ndisk=[{}]\n",
+        quoted.join(",")
+    );
     let path = machine.run().share().join(format!("{name}.cfg"));
     fs::write(path, format!("name=\"{name}\"\n{common}extra=\"{kernel_options}\"\n{config}"))?;
     Ok(())

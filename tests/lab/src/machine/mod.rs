@@ -23,7 +23,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 pub(crate) use self::agent::{Answer, poll};
 pub(crate) use self::disk::{BLOCK_SIZE, DISK_SIZE, Disk, fill};
-pub(crate) use self::guest::{Linux, Manner, attach_command, disk_spec, offer_guest};
+pub(crate) use self::guest::{Linux, Manner, System, attach_command, disk_spec, offer_guest};
 pub(crate) use self::holdings::{Holdings, zombies};
 pub(crate) use self::platter::{NAME, Platter, Settings};
 pub(crate) use self::run::Run;

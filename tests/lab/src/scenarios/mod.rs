@@ -13,6 +13,7 @@ mod many;
 mod peer;
 mod serving;
 mod statistics;
+mod systems;
 mod toolstack;
 mod trouble;
 mod volumes;
@@ -210,7 +211,7 @@ pub(crate) const BOOTS: &[Boot] = &[
         lane: Lane::Long,
         daemon: Daemon::Oxenstored,
         xen_options: "",
-        stories: stories![peer::side_by_side],
+        stories: stories![peer::side_by_side, systems::a_linux_driver_domain_agrees_to_the_same],
     },
     Boot {
         name: "endurance",

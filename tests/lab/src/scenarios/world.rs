@@ -85,7 +85,13 @@ impl<'m> World<'m> {
         self.step("booting carol");
         let disks: Vec<String> =
             disks.iter().map(|(vdev, disk)| disk_spec(vdev, NAME, &disk.target())).collect();
-        Linux::guest_with(self.machine, "carol", Manner { disks: &disks, on_crash })
+        Linux::guest_with(self.machine, "carol", Manner { disks: &disks, on_crash, ..Manner::usual() })
+    }
+
+    /// A guest that a story boots for itself, of another manner, and ends.
+    pub(crate) fn dave(&self, manner: Manner) -> Result<Linux<'m>> {
+        self.step(&format!("booting dave: {:?}, {} vCPUs", manner.system, manner.vcpus));
+        Linux::guest_with(self.machine, "dave", manner)
     }
 
     fn guest<'w>(&self, cell: &'w OnceCell<Linux<'m>>, name: &str) -> Result<&'w Linux<'m>> {

@@ -21,23 +21,31 @@ const PROGRAMS: [&str; 7] = [
     "e2fsprogs",
 ];
 
-/// The packages to unpack: the programs, the kernel, and every library below them.
+/// The newer kernel that guests run beside Debian 12's own: it comes from this suite, in the small build for guests.
+pub(super) const NEWER_KERNEL: &str = "linux-image-cloud-amd64/bookworm-backports";
+
+/// The packages to unpack: the programs, the two kernels, and every library below them.
 ///
 /// # Errors
 /// apt knows no such package: its lists are missing or of another release.
 pub(super) fn packages() -> Result<Vec<String>> {
-    let kernel = depends(&["linux-image-amd64".to_owned()])?
-        .into_iter()
-        .find(|name| name.starts_with("linux-image-"))
-        .context("linux-image-amd64 depends on no kernel: run `apt-get update` on a Debian 12 machine")?;
     let mut all: BTreeSet<String> = PROGRAMS.iter().map(|name| (*name).to_owned()).collect();
     let mut new: Vec<String> = all.iter().cloned().collect();
     while !new.is_empty() {
         let libraries = depends(&new)?.into_iter().filter(|name| is_library(name));
         new = libraries.filter(|name| all.insert(name.clone())).collect();
     }
-    all.insert(kernel);
+    all.insert(kernel("linux-image-amd64")?);
+    all.insert(kernel(NEWER_KERNEL)?);
     Ok(all.into_iter().collect())
+}
+
+/// The package that has the kernel which `newest` always depends on.
+fn kernel(newest: &str) -> Result<String> {
+    let mut names = depends(&[newest.to_owned()])?.into_iter();
+    names.find(|name| name.starts_with("linux-image-")).with_context(|| {
+        format!("{newest} depends on no kernel: run `apt-get update` on a Debian 12 machine")
+    })
 }
 
 /// Brings the cache to exactly these packages, newest versions, and returns their files.

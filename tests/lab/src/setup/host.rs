@@ -1,4 +1,5 @@
-//! What the host itself must have: QEMU, `xz` for Debian's kernel, and sfdisk to partition disks. Installed with apt when missing.
+//! What the host itself must have: QEMU, `xz` and `zstd` for Debian's kernels, sfdisk to partition disks, and
+//! apt's lists of the suites that packages come from. Installed with apt when missing.
 
 use std::fs;
 use std::path::Path;
@@ -6,10 +7,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use super::debian;
 use crate::process;
 use crate::progress::Step;
 
-/// Where the backports suite is named when it is needed.
+/// Where the backports suite is named when apt does not have it.
 const BACKPORTS_FILE: &str = "/etc/apt/sources.list.d/bookworm-backports.sources";
 const BACKPORTS: &str = "Types: deb
 URIs: http://deb.debian.org/debian
@@ -17,6 +19,14 @@ Suites: bookworm-backports
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 ";
+
+/// A package, a program in it, and an option with which that only says that it is there.
+const NEEDED: [(&str, &str, &str); 4] = [
+    ("qemu-system-x86", "qemu-system-x86_64", "--version"),
+    ("xz-utils", "xz", "--version"),
+    ("zstd", "zstd", "--version"),
+    ("fdisk", "/usr/sbin/sfdisk", "--version"),
+];
 
 /// Installs what is missing, through `sudo` unless this is root; apt's package lists are fetched when absent.
 ///
@@ -29,16 +39,15 @@ pub(crate) fn ensure(step: &Step) -> Result<()> {
             bail!("apt knows no xen-utils-4.17: the lab takes Xen 4.17 from Debian 12 (bookworm)");
         }
     }
-    let mut packages = Vec::new();
-    if !runs("qemu-system-x86_64", "--version") {
-        packages.push("qemu-system-x86");
+    if !known(debian::NEWER_KERNEL) {
+        add_backports(step)?;
+        update_lists(step)?;
     }
-    if !runs("xz", "--version") {
-        packages.push("xz-utils");
-    }
-    if !runs("/usr/sbin/sfdisk", "--version") {
-        packages.push("fdisk");
-    }
+    let packages: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(_, program, option)| !runs(program, option))
+        .map(|(package, ..)| *package)
+        .collect();
     if packages.is_empty() {
         return Ok(());
     }
@@ -62,8 +71,10 @@ pub(crate) fn update_lists(step: &Step) -> Result<()> {
     as_root(step, &["apt-get", "--quiet", "update"])
 }
 
+/// Whether apt has a package, or one of a suite: `package/suite`, which it lets pass in silence when it has none.
 fn known(package: &str) -> bool {
-    process::output(Command::new("apt-cache").args(["show", "--no-all-versions", package])).is_ok()
+    let said = process::output(Command::new("apt-cache").args(["show", "--no-all-versions", package]));
+    said.is_ok_and(|found| !found.is_empty())
 }
 
 fn runs(program: &str, argument: &str) -> bool {

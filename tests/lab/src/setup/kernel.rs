@@ -1,7 +1,7 @@
-//! What the lab takes out of Debian's kernel package: the uncompressed kernel, and modules in the order in which
+//! What the lab takes out of Debian's kernel packages: the uncompressed kernel, and modules in the order in which
 //! plain `insmod` accepts them. Used by [`super::roots`] and [`super`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,11 +12,21 @@ use crate::process;
 /// The uncompressed kernel inside a bzImage. Emulated decompression would cost several seconds a boot.
 ///
 /// The payload's place is in the setup header (Linux `Documentation/arch/x86/boot.rst`); its last four bytes are
-/// the uncompressed size. Debian compresses with xz.
+/// the uncompressed size.
 pub(super) fn extract_vmlinux(bzimage: &Path) -> Result<Vec<u8>> {
     let image = fs::read(bzimage).with_context(|| format!("cannot read {}", bzimage.display()))?;
     let payload = payload(&image).with_context(|| format!("{} is no bzImage", bzimage.display()))?;
-    process::pipe("xz", &["--decompress", "--stdout"], payload)
+    decompress(payload).with_context(|| format!("the kernel in {}", bzimage.display()))
+}
+
+/// Debian's kernels are compressed with xz up to 6.1 and with zstd from 6.12 on, modules with xz or not at all.
+fn decompress(bytes: &[u8]) -> Result<Vec<u8>> {
+    let program = match bytes {
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => "xz",
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
+        _ => bail!("it is neither xz nor zstd"),
+    };
+    process::pipe(program, &["--decompress", "--stdout"], bytes)
 }
 
 fn payload(image: &[u8]) -> Option<&[u8]> {
@@ -30,29 +40,48 @@ fn payload(image: &[u8]) -> Option<&[u8]> {
 }
 
 /// The modules of one kernel, by name.
-pub(super) struct Modules(BTreeMap<String, PathBuf>);
+pub(super) struct Modules {
+    files: BTreeMap<String, PathBuf>,
+    /// What is not a file because the kernel contains it.
+    builtin: BTreeSet<String>,
+}
+
+/// A module as `insmod` takes it.
+pub(super) struct Module {
+    name: String,
+    pub(super) contents: Vec<u8>,
+}
+
+impl Module {
+    /// What its file is called.
+    pub(super) fn file_name(&self) -> String {
+        format!("{}.ko", self.name.replace('_', "-"))
+    }
+}
 
 impl Modules {
-    /// Finds every module under `root`, the unpacked kernel package.
+    /// Finds every module under `root`, a kernel's folder in `lib/modules`.
     pub(super) fn find(root: &Path) -> Result<Self> {
-        let mut found = BTreeMap::new();
-        let mut folders = vec![root.join("lib/modules")];
+        let mut files = BTreeMap::new();
+        let mut folders = vec![root.to_owned()];
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(&folder).with_context(|| format!("no {}", folder.display()))? {
                 let entry = entry?;
                 let path = entry.path();
                 if entry.file_type()?.is_dir() {
                     folders.push(path);
-                } else if path.extension().is_some_and(|extension| extension == "ko") {
-                    found.insert(name_of(&path), path);
+                } else if let Some(name) = name_of(&path) {
+                    files.insert(name, path);
                 }
             }
         }
-        Ok(Self(found))
+        let builtin = fs::read_to_string(root.join("modules.builtin"))
+            .with_context(|| format!("no modules.builtin in {}", root.display()))?;
+        Ok(Self { files, builtin: builtin.lines().filter_map(|line| name_of(Path::new(line))).collect() })
     }
 
-    /// The files of `wanted` and of all they depend on, each after those it needs.
-    pub(super) fn in_load_order(&self, wanted: &[&str]) -> Result<Vec<PathBuf>> {
+    /// `wanted` and all they depend on, each after those it needs.
+    pub(super) fn in_load_order(&self, wanted: &[&str]) -> Result<Vec<Module>> {
         let mut order = Vec::new();
         for name in wanted {
             self.add(name, &mut order)?;
@@ -60,24 +89,28 @@ impl Modules {
         Ok(order)
     }
 
-    fn add(&self, name: &str, order: &mut Vec<PathBuf>) -> Result<()> {
-        let Some(path) = self.0.get(&name.replace('-', "_")) else {
-            bail!("the kernel has no module {name}")
-        };
-        if order.contains(path) {
+    fn add(&self, name: &str, order: &mut Vec<Module>) -> Result<()> {
+        let name = name.replace('-', "_");
+        if self.builtin.contains(&name) || order.iter().any(|module| module.name == name) {
             return Ok(());
         }
-        let bytes = fs::read(path)?;
-        for needed in depends(&bytes) {
+        let Some(path) = self.files.get(&name) else { bail!("the kernel has no module {name}") };
+        let mut contents = fs::read(path)?;
+        if path.extension().is_some_and(|extension| extension != "ko") {
+            contents = decompress(&contents).with_context(|| path.display().to_string())?;
+        }
+        for needed in depends(&contents) {
             self.add(needed, order)?;
         }
-        order.push(path.clone());
+        order.push(Module { name, contents });
         Ok(())
     }
 }
 
-fn name_of(path: &Path) -> String {
-    path.file_stem().unwrap_or_default().to_string_lossy().replace('-', "_")
+/// The name of the module in a file, compressed or not.
+fn name_of(path: &Path) -> Option<String> {
+    let (name, extension) = path.file_name()?.to_str()?.split_once('.')?;
+    (extension == "ko" || extension.starts_with("ko.")).then(|| name.replace('-', "_"))
 }
 
 /// The names in the `depends=` entry of a module's `.modinfo` section.
@@ -103,6 +136,13 @@ mod tests {
         image[4 * 512 + 100..4 * 512 + 110].copy_from_slice(b"kernel\x06\0\0\0");
         assert_eq!(payload(&image), Some(&b"kernel"[..]));
         assert_eq!(payload(&image[..2000]), None);
+    }
+
+    #[test]
+    fn a_module_is_named_by_its_file() {
+        assert_eq!(name_of(Path::new("block/xen-blkfront.ko")), Some("xen_blkfront".to_owned()));
+        assert_eq!(name_of(Path::new("block/xen-blkfront.ko.xz")), Some("xen_blkfront".to_owned()));
+        assert_eq!(name_of(Path::new("modules.builtin")), None);
     }
 
     #[test]

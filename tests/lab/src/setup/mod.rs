@@ -44,7 +44,7 @@ pub(crate) fn ensure(progress: &Progress) -> Result<()> {
     if fs::read_to_string(machine.join("stamp")).is_ok_and(|found| found == stamp) {
         return Ok(());
     }
-    step.now("downloading Debian packages (about 80 MB the first time)");
+    step.now("downloading Debian packages (about 120 MB the first time)");
     let files = download().or_else(|_| {
         // Lists that are older than the archive name files it no longer has.
         host::update_lists(&step)?;
@@ -77,12 +77,20 @@ fn assemble(tree: &Path, machine: &Path) -> Result<()> {
     let xen = one_file(&tree.join("boot"), "xen-4.17", ".gz")?;
     let unpacked = process::pipe("gzip", &["--decompress", "--stdout"], &fs::read(xen)?)?;
     fs::write(machine.join("xen"), unpacked)?;
-    let vmlinuz = one_file(&tree.join("boot"), "vmlinuz-", "")?;
-    fs::write(machine.join("vmlinux"), kernel::extract_vmlinux(&vmlinuz)?)?;
-    let modules = kernel::Modules::find(tree)?;
-    fs::write(machine.join("control.cpio"), roots::control(tree, &modules, &cpu_time_helper()?)?)?;
-    fs::write(machine.join("guest.cpio"), roots::guest(tree, &modules)?)?;
+    let older = one_kernel(tree, machine, "6.1.", "")?;
+    let control = roots::control(tree, &older, &cpu_time_helper()?)?;
+    fs::write(machine.join("control.cpio"), control)?;
+    fs::write(machine.join("guest.cpio"), roots::guest(tree, &older)?)?;
+    let newer = one_kernel(tree, machine, "6.12.", "-6.12")?;
+    fs::write(machine.join("guest-6.12.cpio"), roots::guest(tree, &newer)?)?;
     Ok(())
+}
+
+/// Makes `vmlinux` with this suffix of the kernel whose version starts so, and gives its modules.
+fn one_kernel(tree: &Path, machine: &Path, version: &str, suffix: &str) -> Result<kernel::Modules> {
+    let bzimage = one_file(&tree.join("boot"), &format!("vmlinuz-{version}"), "")?;
+    fs::write(machine.join(format!("vmlinux{suffix}")), kernel::extract_vmlinux(&bzimage)?)?;
+    kernel::Modules::find(&one_file(&tree.join("lib/modules"), version, "")?)
 }
 
 fn one_file(folder: &Path, prefix: &str, suffix: &str) -> Result<PathBuf> {

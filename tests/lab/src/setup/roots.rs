@@ -1,10 +1,10 @@
 //! The two file systems of the emulated machine: one for the control domain, which the Linux driver domain shares,
-//! and one for Linux guests. Files come from the unpacked packages, scripts from `tests/lab/roots`.
+//! and one for Linux guests of each kernel. Files come from the unpacked packages, scripts from `tests/lab/roots`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::cpio::Initramfs;
 use super::kernel::Modules;
@@ -126,10 +126,10 @@ fn libraries(linker: &Path, tree: &Path, program: &Path) -> Result<Vec<PathBuf>>
 
 fn module_list(root: &mut Initramfs, modules: &Modules, list: &str, wanted: &[&str]) -> Result<()> {
     let mut order = String::new();
-    for path in modules.in_load_order(wanted)? {
-        let name = path.file_name().context("a module without a name")?.to_string_lossy().into_owned();
-        root.copy(&path, &format!("modules/{name}"))?;
-        order += &format!("/modules/{name}\n");
+    for module in modules.in_load_order(wanted)? {
+        let path = format!("modules/{}", module.file_name());
+        root.file(&path, 0o644, &module.contents);
+        order += &format!("/{path}\n");
     }
     root.file(&format!("modules/{list}"), 0o644, order.as_bytes());
     Ok(())
