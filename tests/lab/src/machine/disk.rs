@@ -1,7 +1,8 @@
 //! What an emulated namespace keeps: a sparse raw file with a known pattern, which [`crate::oracle`] compares later.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Read;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -50,6 +51,13 @@ impl Disk {
         let last = STAMP_DISTANCE - STAMP_SIZE;
         file.write_all_at(&chunk[last..], DISK_SIZE - STAMP_SIZE as u64)?;
         Ok(())
+    }
+
+    /// Puts a file's bytes over the disk's start, and gives the blocks they take. Nothing may be in flight then.
+    pub(crate) fn overlay(&self, file: &Path) -> Result<Range<u64>> {
+        let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        OpenOptions::new().write(true).open(&self.path)?.write_all_at(&bytes, 0)?;
+        Ok(0..(bytes.len() as u64).div_ceil(BLOCK_SIZE))
     }
 
     /// Fills `chunk` with what the disk holds at first at `offset`, a multiple of [`STAMP_DISTANCE`].

@@ -21,6 +21,8 @@ pub(crate) enum System {
     Linux61,
     /// Linux 6.12, from its backports.
     Linux612,
+    /// PV GRUB, which loads what the guest's first disk says.
+    Grub,
 }
 
 impl System {
@@ -28,6 +30,7 @@ impl System {
         match self {
             Self::Linux61 => "kernel=\"/lab/vmlinux\"\nramdisk=\"/lab/guest.cpio\"\n",
             Self::Linux612 => "kernel=\"/lab/vmlinux-6.12\"\nramdisk=\"/lab/guest-6.12.cpio\"\n",
+            Self::Grub => "kernel=\"/lab/grub\"\n",
         }
     }
 }

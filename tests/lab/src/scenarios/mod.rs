@@ -4,6 +4,7 @@
 //! for those after it. [`world`] is what stories are told with.
 
 mod blocks;
+mod booting;
 mod farewell;
 mod frontends;
 mod guests;
@@ -173,6 +174,13 @@ pub(crate) const BOOTS: &[Boot] = &[
             volumes::tables_that_guests_write_change_nothing,
             volumes::each_block_has_one_writer,
         ],
+    },
+    Boot {
+        name: "systems",
+        lane: Lane::Short,
+        daemon: Daemon::Oxenstored,
+        xen_options: "",
+        stories: stories![booting::boots_from_its_disk,],
     },
     Boot {
         name: "many",

@@ -1,4 +1,4 @@
-//! What the host itself must have: QEMU, `xz` and `zstd` for Debian's kernels, sfdisk to partition disks, and
+//! What the host itself must have: QEMU, `xz` and `zstd` for Debian's kernels, sfdisk and e2fsprogs for disks, and
 //! apt's lists of the suites that packages come from. Installed with apt when missing.
 
 use std::fs;
@@ -21,11 +21,12 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 ";
 
 /// A package, a program in it, and an option with which that only says that it is there.
-const NEEDED: [(&str, &str, &str); 4] = [
+const NEEDED: [(&str, &str, &str); 5] = [
     ("qemu-system-x86", "qemu-system-x86_64", "--version"),
     ("xz-utils", "xz", "--version"),
     ("zstd", "zstd", "--version"),
     ("fdisk", "/usr/sbin/sfdisk", "--version"),
+    ("e2fsprogs", "/usr/sbin/mke2fs", "-V"),
 ];
 
 /// Installs what is missing, through `sudo` unless this is root; apt's package lists are fetched when absent.

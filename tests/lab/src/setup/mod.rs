@@ -1,8 +1,10 @@
 //! `cargo lab setup`: from Debian's packages to an emulated machine, without root but for the host's own packages.
 //!
-//! [`host`] installs QEMU, [`debian`] downloads and unpacks, [`kernel`] and [`roots`] make what Xen boots.
+//! [`host`] installs QEMU, [`debian`] downloads and unpacks, [`kernel`] and [`roots`] make what Xen boots,
+//! [`boot_disk`] what a guest boots from.
 //! A stamp with the recipe's hash lies beside the result; as long as it matches, nothing is done.
 
+mod boot_disk;
 mod cpio;
 mod debian;
 mod fio;
@@ -17,12 +19,14 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+pub(crate) use self::boot_disk::PARTITION as BOOT_PARTITION;
 use crate::progress::Progress;
 use crate::{paths, process};
 
 /// Everything that decides what comes out, so that a change of it rebuilds.
-const RECIPE: [&str; 7] = [
+const RECIPE: [&str; 8] = [
     include_str!("mod.rs"),
+    include_str!("boot_disk.rs"),
     include_str!("cpio.rs"),
     include_str!("debian.rs"),
     include_str!("fio.rs"),
@@ -78,19 +82,27 @@ fn assemble(tree: &Path, machine: &Path) -> Result<()> {
     let unpacked = process::pipe("gzip", &["--decompress", "--stdout"], &fs::read(xen)?)?;
     fs::write(machine.join("xen"), unpacked)?;
     let older = one_kernel(tree, machine, "6.1.", "")?;
-    let control = roots::control(tree, &older, &cpu_time_helper()?)?;
+    let control = roots::control(tree, &older.modules, &cpu_time_helper()?)?;
     fs::write(machine.join("control.cpio"), control)?;
-    fs::write(machine.join("guest.cpio"), roots::guest(tree, &older)?)?;
+    fs::write(machine.join("guest.cpio"), roots::guest(tree, &older.modules)?)?;
     let newer = one_kernel(tree, machine, "6.12.", "-6.12")?;
-    fs::write(machine.join("guest-6.12.cpio"), roots::guest(tree, &newer)?)?;
-    Ok(())
+    fs::write(machine.join("guest-6.12.cpio"), roots::guest(tree, &newer.modules)?)?;
+    fs::copy(tree.join("usr/lib/grub-xen/grub-x86_64-xen.bin"), machine.join("grub"))?;
+    boot_disk::make(tree, machine, &older.bzimage)
 }
 
-/// Makes `vmlinux` with this suffix of the kernel whose version starts so, and gives its modules.
-fn one_kernel(tree: &Path, machine: &Path, version: &str, suffix: &str) -> Result<kernel::Modules> {
+/// A kernel of the unpacked packages.
+struct Kernel {
+    bzimage: PathBuf,
+    modules: kernel::Modules,
+}
+
+/// Finds the kernel whose version starts so, and makes `vmlinux` with this suffix of it.
+fn one_kernel(tree: &Path, machine: &Path, version: &str, suffix: &str) -> Result<Kernel> {
     let bzimage = one_file(&tree.join("boot"), &format!("vmlinuz-{version}"), "")?;
     fs::write(machine.join(format!("vmlinux{suffix}")), kernel::extract_vmlinux(&bzimage)?)?;
-    kernel::Modules::find(&one_file(&tree.join("lib/modules"), version, "")?)
+    let modules = kernel::Modules::find(&one_file(&tree.join("lib/modules"), version, "")?)?;
+    Ok(Kernel { bzimage, modules })
 }
 
 fn one_file(folder: &Path, prefix: &str, suffix: &str) -> Result<PathBuf> {

@@ -10,12 +10,14 @@ use super::cpio::Initramfs;
 use super::kernel::Modules;
 use crate::process;
 
-const AGENT: &str = include_str!("../../roots/agent");
+pub(super) const AGENT: &str = include_str!("../../roots/agent");
 const CONTROL_INIT: &str = include_str!("../../roots/control-init");
 const GUEST_INIT: &str = include_str!("../../roots/guest-init");
 const BLOCK: &str = include_str!("../../roots/block");
+/// What a root file system on a disk starts with.
+pub(super) const DISK_INIT: &str = include_str!("../../roots/disk-init");
 /// The scripts inside: part of the recipe, so a change rebuilds.
-pub(super) const SCRIPTS: [&str; 4] = [AGENT, CONTROL_INIT, GUEST_INIT, BLOCK];
+pub(super) const SCRIPTS: [&str; 5] = [AGENT, CONTROL_INIT, GUEST_INIT, BLOCK, DISK_INIT];
 
 const XEN_BIN: &str = "usr/lib/xen-4.17/bin";
 
