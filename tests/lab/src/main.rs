@@ -29,7 +29,7 @@ use crate::progress::Progress;
 
 /// An emulated Xen machine: a real Xen 4.17 with a Linux control domain in QEMU, with platter owning its NVMe disk.
 ///
-/// Needs Debian 12 on x86-64, no virtualisation, and about 1.2 GB of disk. Everything it makes is in target/.
+/// Needs Debian 12 on x86-64, no virtualisation, and about 1.4 GB of disk. Everything it makes is in target/.
 #[derive(Parser)]
 #[command(name = "cargo lab", bin_name = "cargo lab", version)]
 struct Arguments {
@@ -41,9 +41,9 @@ struct Arguments {
 enum Action {
     /// Make the host and the emulated machine ready.
     ///
-    /// Installs QEMU with apt when it is missing (through sudo unless this is root), downloads Debian's Xen, kernel
-    /// and tools, and assembles what the machine boots in target/lab/machine. Does nothing when all of it is there;
-    /// `demo`, `test` and `shell` do it by themselves.
+    /// Installs QEMU with apt when it is missing and tells apt of bookworm-backports (through sudo unless this is
+    /// root), downloads Debian's Xen, kernels and tools, and assembles what the machine boots in target/lab/machine.
+    /// Does nothing when all of it is there; `demo`, `test` and `shell` do it by themselves.
     Setup,
     /// Build the release image into target/image.
     ///
