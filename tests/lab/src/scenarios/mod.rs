@@ -180,7 +180,12 @@ pub(crate) const BOOTS: &[Boot] = &[
         lane: Lane::Short,
         daemon: Daemon::Oxenstored,
         xen_options: "",
-        stories: stories![booting::boots_from_its_disk,],
+        stories: stories![
+            systems::linux_on_one_processor,
+            systems::linux_6_1_with_each_setting,
+            systems::linux_6_12_with_each_setting,
+            booting::boots_from_its_disk,
+        ],
     },
     Boot {
         name: "many",

@@ -9,7 +9,7 @@ use crate::machine::{Controller, Linux, NAME, Settings};
 use crate::{fio, report};
 
 /// The Linux driver domain's name.
-const PEER: &str = "linux";
+pub(super) const PEER: &str = "linux";
 const JOB_SECONDS: u32 = 10;
 
 /// The same guest and the same job against both; prints requests a second, the backend's CPU a thousand requests, and

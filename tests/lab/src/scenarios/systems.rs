@@ -1,15 +1,13 @@
 //! The systems that guests run, and what their disk drivers can be asked for: each setting of Linux's blkfront, in two
-//! kernels, with what it must agree on with its backend.
+//! kernels, on one and four processors, with what it must agree on with its backend.
 
 use anyhow::{Context, Result, ensure};
 
+use super::peer::PEER;
 use super::{MIB, REGION, World, XVDB};
 use crate::fio;
-use crate::machine::{Controller, Disk, Linux, Manner, System};
+use crate::machine::{Controller, Disk, Linux, Manner, NAME, System};
 use crate::oracle::Expected;
-
-/// The Linux driver domain's name.
-const PEER: &str = "linux";
 
 /// MiB that fio writes on each processor.
 const EACH: u32 = 4;
@@ -58,7 +56,41 @@ const FOUR_PROCESSORS: &[Case] = &[
     },
 ];
 
-/// Both kernels with xen-blkback in a Linux driver domain.
+/// On one processor there is one queue, whatever is allowed.
+const ONE_PROCESSOR: &[Case] = &[
+    Case {
+        parameters: "",
+        agreed: Agreed { order: 0, queues: 1, persistent: true, segments: 32, bounce: true },
+    },
+    Case {
+        parameters: "max_ring_page_order=4 max_queues=4 max_indirect_segments=32 feature_persistent=0",
+        agreed: Agreed { order: 4, queues: 1, persistent: false, segments: 32, bounce: false },
+    },
+];
+
+/// Linux 6.1 on four processors.
+pub(super) fn linux_6_1_with_each_setting(world: &World) -> Result<()> {
+    world.platter()?;
+    four_processors(world, System::Linux61, NAME, &world.fresh_disk(1)?)
+}
+
+/// Linux 6.12 on four processors.
+pub(super) fn linux_6_12_with_each_setting(world: &World) -> Result<()> {
+    world.platter()?;
+    four_processors(world, System::Linux612, NAME, &world.fresh_disk(1)?)
+}
+
+/// Linux 6.1 on one processor.
+pub(super) fn linux_on_one_processor(world: &World) -> Result<()> {
+    world.platter()?;
+    let (alice, disk) = (world.alice()?, world.fresh_disk(1)?);
+    for case in ONE_PROCESSOR {
+        verify(world, alice, NAME, &disk, 1, case)?;
+    }
+    load_driver(alice, "")
+}
+
+/// The same guests and settings with xen-blkback in a Linux driver domain: what is asked of platter is what Linux does.
 pub(super) fn a_linux_driver_domain_agrees_to_the_same(world: &World) -> Result<()> {
     world.remove_platter()?;
     let linux = Linux::driver_domain(world.machine(), PEER, &Controller::LINUX)?;
