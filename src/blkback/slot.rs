@@ -174,6 +174,11 @@ impl Slot {
         Ok(())
     }
 
+    /// Its segments could not be copied: what the page holds is another request's.
+    pub(super) const fn without_pieces(&mut self) {
+        self.count = 0;
+    }
+
     /// How many pieces there are.
     pub(super) const fn pieces(&self) -> usize {
         self.count as usize

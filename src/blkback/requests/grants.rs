@@ -72,7 +72,10 @@ impl Requests {
             let index = self.copying.pop().expect("a copy belongs to a request");
             let judged = match copy.result {
                 Ok(()) => self.hold_copied(index),
-                Err(_) => Err(Reject::Segment),
+                Err(_) => {
+                    self.means.slots[index].without_pieces();
+                    Err(Reject::Segment)
+                }
             };
             match judged {
                 Ok(()) => self.map(index, now, maps),
