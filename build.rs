@@ -1,11 +1,17 @@
 //! Links the image: a static executable with the layout of linker/xen.ld, for the bare target and
-//! for the host's target alike. Tests and benches are linked as usual.
+//! for the host's target alike. Tests and benches are linked as usual. The frontend of
+//! tests/frontend, which boots the same way, is linked by this too.
 
-fn main() {
-    let root = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
+use std::path::Path;
+
+/// Prints cargo's instructions for the package being built.
+pub(crate) fn main() {
+    let package = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
+    let root = Path::new(&package).ancestors().find(|folder| folder.join("linker/xen.ld").exists());
+    let root = root.expect("linker/xen.ld is in the workspace").display();
     let script = format!("{root}/linker/xen.ld");
-    println!("cargo::rerun-if-changed=linker/xen.ld");
-    println!("cargo::rerun-if-changed=boot/xen.S");
+    println!("cargo::rerun-if-changed={script}");
+    println!("cargo::rerun-if-changed={root}/boot/xen.S");
     if std::env::var_os("CARGO_FEATURE_IMAGE").is_none() {
         return;
     }

@@ -1,5 +1,7 @@
 //! Grant tables (xen/include/public/grant_table.h): mapping others' grants, and our own table of
-//! version 1 for the one page that pcifront shares.
+//! version 1 for the pages we share: pcifront's one, and all that a frontend's backend is to reach.
+
+use core::sync::atomic::{AtomicU16, Ordering};
 
 use heapless::Vec;
 
@@ -23,12 +25,22 @@ const SOURCE_GREF: u16 = 1;
 
 /// `GTF_permit_access`.
 const PERMIT_ACCESS: u16 = 1;
+/// `GTF_readonly`.
+const GRANTED_READ_ONLY: u16 = 1 << 2;
+/// `GTF_reading` and `GTF_writing`: Xen sets them while the page is mapped.
+const IN_USE: u16 = 1 << 3 | 1 << 4;
 /// References below are the toolstack's (console, xenstore).
 const FIRST_REF: u32 = 8;
 /// Bytes of a version 1 entry.
 const ENTRY: usize = 8;
+/// Entries of a frame.
+const ENTRIES: usize = PAGE_SIZE / ENTRY;
+/// Frames that our table can grow to: 2040 pages granted at once.
+const FRAMES: usize = 4;
 /// `DOMID_SELF`.
 const SELF: u16 = 0x7ff0;
+/// No entry is free.
+const FULL: HypervisorError = HypervisorError { op: "grant table", code: -28 };
 /// Operations of one hypercall: Xen flushes once for each 32 unmapped.
 const BATCH: usize = 32;
 
@@ -109,10 +121,11 @@ struct SetupTable {
     frame_list: *mut u64,
 }
 
-/// Our own grant table.
+/// Our own grant table. It grows when it is full.
 pub(super) struct GrantTable {
-    table: SharedPage,
-    next: u32,
+    frames: Vec<SharedPage, FRAMES>,
+    /// Where the search for a free entry goes on, so that none is soon used again.
+    next: usize,
 }
 
 impl GrantTable {
@@ -121,29 +134,87 @@ impl GrantTable {
     /// # Errors
     /// Xen refused, or the map window is full.
     pub(super) fn new(paging: &mut Paging) -> Result<Self, HypervisorError> {
+        let mut table = Self { frames: Vec::new(), next: FIRST_REF as usize };
+        table.grow(paging)?;
+        Ok(table)
+    }
+
+    /// Grants `dom` a page of ours, to read or to write as well.
+    ///
+    /// # Errors
+    /// The table is full and Xen lets it grow no further.
+    pub(super) fn grant(
+        &mut self,
+        paging: &mut Paging,
+        dom: DomId,
+        page: &DmaPage,
+        access: DeviceAccess,
+    ) -> Result<GrantRef, HypervisorError> {
+        let gref = match self.free_entry() {
+            Some(gref) => gref,
+            None => {
+                self.grow(paging)?;
+                self.free_entry().ok_or(FULL)?
+            }
+        };
+        self.next = gref.0 as usize + 1;
+        let (frame, entry) = self.place(gref);
+        frame.write_u16(entry + 2, dom.0);
+        frame.write_u32(entry + 4, (page.bus.0 / PAGE_SIZE as u64) as u32);
+        let read_only = if access == DeviceAccess::Reads { GRANTED_READ_ONLY } else { 0 };
+        // The entry is complete before it permits anything.
+        write_barrier();
+        frame.write_u16(entry, PERMIT_ACCESS | read_only);
+        Ok(gref)
+    }
+
+    /// Whether somebody has the page of this grant mapped.
+    pub(super) fn is_in_use(&self, gref: GrantRef) -> bool {
+        self.flags(gref).load(Ordering::SeqCst) & IN_USE != 0
+    }
+
+    /// Takes a grant back, which works unless it is in use.
+    pub(super) fn end(&mut self, gref: GrantRef) -> bool {
+        let flags = self.flags(gref);
+        let idle = flags.load(Ordering::SeqCst) & !IN_USE;
+        // Xen may be mapping the page at this moment.
+        flags.compare_exchange(idle, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    fn free_entry(&self) -> Option<GrantRef> {
+        let (first, end) = (FIRST_REF as usize, self.frames.len() * ENTRIES);
+        let grefs = (self.next..end).chain(first..self.next.min(end));
+        grefs.map(|entry| GrantRef(entry as u32)).find(|gref| self.flags(*gref).load(Ordering::SeqCst) == 0)
+    }
+
+    fn grow(&mut self, paging: &mut Paging) -> Result<(), HypervisorError> {
         const NAME: &str = "GNTTABOP_setup_table";
-        let mut frame = 0u64;
-        let mut setup = SetupTable { dom: SELF, nr_frames: 1, status: 0, frame_list: &raw mut frame };
+        if self.frames.is_full() {
+            return Err(FULL);
+        }
+        let (mut list, last) = ([0u64; FRAMES], self.frames.len());
+        let nr_frames = last as u32 + 1;
+        let mut setup = SetupTable { dom: SELF, nr_frames, status: 0, frame_list: list.as_mut_ptr() };
         grant_op(SETUP_TABLE, core::slice::from_mut(&mut setup), NAME)?;
         if setup.status != 0 {
             return Err(HypervisorError { op: NAME, code: setup.status.into() });
         }
-        let table = shared_page(paging.map_machine(frame * PAGE_SIZE as u64, 1, true)?);
-        Ok(Self { table, next: FIRST_REF })
+        let frame = shared_page(paging.map_machine(list[last] * PAGE_SIZE as u64, 1, true)?);
+        self.frames.push(frame).map_err(|_| FULL)
     }
 
-    pub(super) fn grant(&mut self, dom: DomId, page: &DmaPage) -> Result<GrantRef, HypervisorError> {
-        let (gref, entry) = (self.next, self.next as usize * ENTRY);
-        if entry + ENTRY > PAGE_SIZE {
-            return Err(HypervisorError { op: "grant table", code: -28 });
-        }
-        self.next += 1;
-        self.table.write_u16(entry + 2, dom.0);
-        self.table.write_u32(entry + 4, (page.bus.0 / PAGE_SIZE as u64) as u32);
-        // The entry is complete before it permits anything.
-        write_barrier();
-        self.table.write_u16(entry, PERMIT_ACCESS);
-        Ok(GrantRef(gref))
+    /// The frame of an entry, and the entry's offset in it.
+    fn place(&self, gref: GrantRef) -> (&SharedPage, usize) {
+        let entry = gref.0 as usize;
+        (&self.frames[entry / ENTRIES], entry % ENTRIES * ENTRY)
+    }
+
+    fn flags(&self, gref: GrantRef) -> &AtomicU16 {
+        let (frame, entry) = self.place(gref);
+        let place = frame.base().as_ptr().wrapping_add(entry).cast();
+        // SAFETY: the frame is mapped for good, the entry is aligned and inside it, and Xen only
+        // ever changes flags atomically.
+        unsafe { AtomicU16::from_ptr(place) }
     }
 }
 

@@ -23,8 +23,8 @@ use self::paging::{Flaw, Paging, shared_page};
 use self::start_info::StartInfo;
 use self::watchdog::Watchdog;
 use crate::hal::{
-    Clock, DmaPage, Events, GrantCopy, GrantMap, GrantMapping, GrantedPage, Grants, HypervisorError, Memory,
-    MmioRegion,
+    Clock, DeviceAccess, DmaPage, Events, GrantCopy, GrantMap, GrantMapping, GrantedPage, Grants,
+    HypervisorError, Memory, MmioRegion,
 };
 use crate::mem::private::PrivatePage;
 use crate::mem::{SharedPage, write_barrier};
@@ -149,6 +149,40 @@ impl Xen {
         })
     }
 
+    /// Grants a page of ours to `dom`, which may read it, or write it too.
+    ///
+    /// # Errors
+    /// The grant table is full.
+    pub fn grant_for(
+        &mut self,
+        dom: DomId,
+        page: &DmaPage,
+        access: DeviceAccess,
+    ) -> Result<GrantRef, HypervisorError> {
+        self.grant_table.grant(&mut self.paging, dom, page, access)
+    }
+
+    /// Whether the page of a grant of ours is mapped by the domain it was granted to.
+    #[must_use]
+    pub fn is_in_use(&self, gref: GrantRef) -> bool {
+        self.grant_table.is_in_use(gref)
+    }
+
+    /// Takes a grant of ours back. Does nothing and returns false while it is in use.
+    #[must_use]
+    pub fn end_grant(&mut self, gref: GrantRef) -> bool {
+        self.grant_table.end(gref)
+    }
+
+    /// Hands the console what it has room for of a text that is not the log's: how many bytes.
+    pub fn print(&mut self, text: &[u8]) -> usize {
+        let written = console::write(&self.console, text);
+        if written > 0 {
+            self.ports.notify(self.console_port);
+        }
+        written
+    }
+
     /// Hands the console what the log holds and the ring has room for.
     pub fn flush_log(&mut self) {
         let console = &self.console;
@@ -233,7 +267,7 @@ impl Grants for Xen {
     }
 
     fn grant(&mut self, dom: DomId, page: &DmaPage) -> Result<GrantRef, HypervisorError> {
-        self.grant_table.grant(dom, page)
+        self.grant_for(dom, page, DeviceAccess::Writes)
     }
 }
 
