@@ -4,8 +4,8 @@
 use heapless::Vec;
 use platter::hal::DeviceAccess;
 
-use crate::pattern::{self, CANARY, Tag};
-use crate::protocol::abi::{Body, Request};
+use crate::pattern::{self, Tag};
+use crate::protocol::abi::Request;
 use crate::protocol::{OKAY, PAGE_SECTORS, READ, WRITE};
 use crate::shelf::Buffer;
 use crate::stage::Stage;
@@ -60,8 +60,7 @@ impl Stage<'_> {
             let first = i % per_page * block;
             let buffer = pages[(i / per_page) as usize % pages.len()];
             let segment = self.segment(buffer, first as u8, (first + block - 1) as u8);
-            let body = Body::Direct { count: 1, segments: &[segment] };
-            self.put(queue, &Request { op, id, sector: at + i * block, body });
+            self.put(queue, &Request::direct(op, id, at + i * block, &[segment]));
             let _ = ids.push(id);
         }
         ids
@@ -110,17 +109,10 @@ impl Stage<'_> {
         let buffer = self.lend(DeviceAccess::Writes)?;
         let segments = [self.segment(buffer, 0, PAGE_SECTORS - 1)];
         let id = self.fresh_id();
-        let body = Body::Direct { count: 1, segments: &segments };
-        let status = self.ask_on(queue, &Request { op: READ, id, sector: at, body })?;
+        let status = self.ask_on(queue, &Request::direct(READ, id, at, &segments))?;
         ensure!(status == OKAY, "a read on ring {queue}: status {status}");
-        let right = (0..PAGE_SECTORS)
-            .all(|index| pattern::holds(self.page(buffer), index, tag(at + u64::from(index))));
+        let right = self.page_holds(buffer, |sector| tag(at + sector));
         ensure!(right, "a read on ring {queue} does not bring what is on the disk");
         Ok(())
-    }
-
-    /// Whether a page still holds canaries.
-    pub(crate) fn is_untouched(&self, buffer: Buffer) -> bool {
-        (0..PAGE_SECTORS).all(|sector| pattern::holds(self.page(buffer), sector, CANARY))
     }
 }

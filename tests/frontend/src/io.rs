@@ -3,8 +3,8 @@
 use platter::hal::{DeviceAccess, Events as _};
 use platter::units::{Instant, SECTOR_SIZE};
 
-use crate::pattern::{self, Tag};
-use crate::protocol::abi::{Body, Request, Response, Segment};
+use crate::pattern::{self, CANARY, Tag};
+use crate::protocol::abi::{Request, Response, Segment};
 use crate::protocol::{OKAY, PAGE_SECTORS, READ, SEGMENTS, WRITE};
 use crate::shelf::Buffer;
 use crate::stage::{Queue, Stage};
@@ -95,14 +95,28 @@ impl Stage<'_> {
 
     /// A direct request of an operation.
     pub(crate) fn direct(&mut self, op: u8, sector: u64, segments: &[Segment]) -> Verdict<i16> {
-        let count = segments.len() as u8;
         let id = self.fresh_id();
-        self.ask(&Request { op, id, sector, body: Body::Direct { count, segments } })
+        self.ask(&Request::direct(op, id, sector, segments))
     }
 
     /// Sectors `first` to `last` of a page as a segment.
     pub(crate) fn segment(&self, buffer: Buffer, first: u8, last: u8) -> Segment {
         Segment { gref: self.gref(buffer), first, last }
+    }
+
+    /// Fills a page with what its sectors are to hold.
+    pub(crate) fn fill_page(&self, buffer: Buffer, tag: impl Fn(u64) -> Tag) {
+        (0..PAGE_SECTORS).for_each(|sector| pattern::fill(self.page(buffer), sector, tag(sector.into())));
+    }
+
+    /// Whether all of a page is what its sectors are to hold.
+    pub(crate) fn page_holds(&self, buffer: Buffer, tag: impl Fn(u64) -> Tag) -> bool {
+        (0..PAGE_SECTORS).all(|sector| pattern::holds(self.page(buffer), sector, tag(sector.into())))
+    }
+
+    /// Whether a page still holds canaries.
+    pub(crate) fn is_untouched(&self, buffer: Buffer) -> bool {
+        self.page_holds(buffer, |_| CANARY)
     }
 
     /// Writes sectors by requests of the simplest kind. What each holds is said by its tag.

@@ -6,7 +6,7 @@ use crate::pattern::{self, Tag};
 use crate::protocol::{OKAY, READ, WRITE};
 use crate::stage::Stage;
 use crate::terms::Terms;
-use crate::transfer::{Carrier, whole};
+use crate::transfer::{Carrier, piece, whole};
 use crate::verdict::{Check, Verdict, ensure, needs};
 
 /// Distinct pages, more than any backend keeps mapped for a ring.
@@ -86,8 +86,7 @@ fn free_after_closed(stage: &mut Stage) -> Verdict {
 fn reused(stage: &mut Stage) -> Verdict {
     stage.connect_persistent()?;
     let (seed, at, block) = (stage.seed, stage.area, stage.offer.block() as u8);
-    let pieces: heapless::Vec<_, 11> =
-        (0..11).map(|page| crate::transfer::piece(page, 0, block - 1)).collect();
+    let pieces: heapless::Vec<_, 11> = (0..11).map(|page| piece(page, 0, block - 1)).collect();
     let pages = stage.lend_pages(&pieces, DeviceAccess::Writes)?;
     for round in 0..1000u64 {
         let content =
@@ -125,7 +124,7 @@ fn persistent_indirect(stage: &mut Stage) -> Verdict {
     let count = most.min(256) as usize;
     stage.both_ways(Carrier::Indirect, &whole(32))?;
     stage.both_ways(Carrier::Indirect, &whole(count))?;
-    stage.both_ways(Carrier::Indirect, &[crate::transfer::piece(0, 0, 7); 32])
+    stage.both_ways(Carrier::Indirect, &[piece(0, 0, 7); 32])
 }
 
 /// A reference that is bad for one request is good for none, and others stay as they are.

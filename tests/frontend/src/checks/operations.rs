@@ -2,7 +2,7 @@
 
 use platter::hal::DeviceAccess;
 
-use crate::pattern::{self, Tag};
+use crate::pattern::Tag;
 use crate::protocol::abi::{Body, Request};
 use crate::protocol::{
     BARRIER, DISCARD, ERROR, FLUSH, NOT_SUPPORTED, OKAY, PACKET, PAGE_SECTORS, SECURE, WRITE,
@@ -78,10 +78,7 @@ fn with_data(stage: &mut Stage, op: u8) -> Verdict {
     let pages = stage.lend_pages(&pieces, DeviceAccess::Reads)?;
     let content = |sector: u64| Tag::of(seed ^ 5, sector);
     for (index, buffer) in (0u64..).zip(&pages) {
-        for sector in 0..PAGE_SECTORS {
-            let tag = content(at + index * u64::from(PAGE_SECTORS) + u64::from(sector));
-            pattern::fill(stage.page(*buffer), sector, tag);
-        }
+        stage.fill_page(*buffer, |sector| content(at + index * u64::from(PAGE_SECTORS) + sector));
     }
     let status = stage.transfer(Carrier::Direct, op, at, &pieces, &pages)?;
     okay(op, status)?;
@@ -99,15 +96,10 @@ fn barrier_orders_writes(stage: &mut Stage) -> Verdict {
         let seed = stage.seed ^ round << 4;
         let content = |index: usize| move |sector| Tag::of(seed ^ index as u64, sector);
         for (index, op) in [WRITE, BARRIER, WRITE].into_iter().enumerate() {
-            for sector in 0..PAGE_SECTORS {
-                pattern::fill(stage.page(pages[index]), sector, content(index)(at + u64::from(sector)));
-            }
+            stage.fill_page(pages[index], |sector| content(index)(at + sector));
             let segments = [stage.segment(pages[index], 0, PAGE_SECTORS - 1)];
             let id = stage.fresh_id();
-            stage.put(
-                0,
-                &Request { op, id, sector: at, body: Body::Direct { count: 1, segments: &segments } },
-            );
+            stage.put(0, &Request::direct(op, id, at, &segments));
         }
         stage.publish(0);
         for _ in 0..3 {

@@ -5,8 +5,8 @@ use core::time::Duration;
 use platter::hal::{DeviceAccess, Events as _};
 
 use crate::pattern::Tag;
-use crate::protocol::abi::{Abi, Body, Request};
-use crate::protocol::{OKAY, PAGE_SECTORS, READ, SEGMENTS, WRITE};
+use crate::protocol::abi::{Abi, Request};
+use crate::protocol::{OKAY, READ, SEGMENTS, WRITE};
 use crate::stage::Stage;
 use crate::terms::Terms;
 use crate::verdict::{Check, End, Verdict, ensure};
@@ -61,7 +61,7 @@ fn indexes_wrap(stage: &mut Stage) -> Verdict {
     let (id, sector, port) = (stage.fresh_id(), stage.area, stage.queue(0).port);
     let pages = stage.lend_burst(8)?;
     let segments = [stage.segment(pages[0], 0, 7)];
-    stage.put(0, &Request { op: READ, id, sector, body: Body::Direct { count: 1, segments: &segments } });
+    stage.put(0, &Request::direct(READ, id, sector, &segments));
     stage.queue(0).ring.publish();
     // Whatever req_event says: a backend that starts elsewhere has not armed it here.
     stage.host.xen.notify(port);
@@ -117,8 +117,7 @@ fn ids_are_echoed(stage: &mut Stage) -> Verdict {
     let buffer = stage.lend(DeviceAccess::Writes)?;
     let (segments, sector) = ([stage.segment(buffer, 0, 7)], stage.area);
     for id in [0, 1, u64::MAX, 1 << 63, 0xffff_ffff, 1 << 32, 0x0123_4567_89ab_cdef] {
-        let body = Body::Direct { count: 1, segments: &segments };
-        let status = stage.ask(&Request { op: READ, id, sector, body })?;
+        let status = stage.ask(&Request::direct(READ, id, sector, &segments))?;
         ensure!(status == OKAY, "a request with id {id:#x}: status {status}");
     }
     Ok(())
@@ -130,10 +129,7 @@ fn same_ids(stage: &mut Stage) -> Verdict {
     let (segments, sector) = ([stage.segment(buffer, 0, 7)], stage.area);
     let count = stage.queue(0).ring.entries();
     for _ in 0..count {
-        stage.put(
-            0,
-            &Request { op: READ, id: 7, sector, body: Body::Direct { count: 1, segments: &segments } },
-        );
+        stage.put(0, &Request::direct(READ, 7, sector, &segments));
     }
     stage.publish(0);
     for _ in 0..count {
@@ -151,7 +147,7 @@ fn unused_bytes(stage: &mut Stage) -> Verdict {
     stage.paint(at, 8, content)?;
     let pages = stage.lend_burst(8)?;
     let (id, segments) = (stage.fresh_id(), [stage.segment(pages[0], 0, 7)]);
-    let request = Request { op: READ, id, sector: at, body: Body::Direct { count: 1, segments: &segments } };
+    let request = Request::direct(READ, id, at, &segments);
     let mut entry = request.encode(Abi::X64);
     // The handle and padding before the id, the padding of the segment, and ten segments.
     entry[2..8].fill(0xa5);
@@ -160,8 +156,7 @@ fn unused_bytes(stage: &mut Stage) -> Verdict {
     stage.publish(0);
     let response = stage.answer(0)?;
     ensure!(response.id == id && response.status == OKAY, "a wrong response: {response:?}");
-    let page = stage.page(pages[0]);
-    let right = (0..PAGE_SECTORS).all(|i| crate::pattern::holds(page, i, content(at + u64::from(i))));
+    let right = stage.page_holds(pages[0], |sector| content(at + sector));
     ensure!(right, "a read does not bring what is on the disk");
     Ok(())
 }
@@ -184,20 +179,15 @@ fn mixed(stage: &mut Stage) -> Verdict {
     let content = |sector| Tag::of(seed ^ 1, sector);
     stage.paint(at, 8 * SEGMENTS as u64, content)?;
     let (from, to) = (stage.lend_burst(8 * 11)?, stage.lend_burst(8 * 11)?);
+    let source = |index: u64| move |sector| Tag::of(seed ^ 2, index * 8 + sector);
     for (index, buffer) in (0u64..).zip(&from) {
-        for sector in 0..PAGE_SECTORS {
-            crate::pattern::fill(
-                stage.page(*buffer),
-                sector,
-                Tag::of(seed ^ 2, index << 8 | u64::from(sector)),
-            );
-        }
+        stage.fill_page(*buffer, source(index));
     }
     for index in 0..SEGMENTS {
         for (op, buffer, place) in [(READ, to[index], at), (WRITE, from[index], at + 8 * SEGMENTS as u64)] {
             let (id, segments) = (stage.fresh_id(), [stage.segment(buffer, 0, 7)]);
             let sector = place + 8 * index as u64;
-            stage.put(0, &Request { op, id, sector, body: Body::Direct { count: 1, segments: &segments } });
+            stage.put(0, &Request::direct(op, id, sector, &segments));
         }
     }
     stage.publish(0);
@@ -206,14 +196,11 @@ fn mixed(stage: &mut Stage) -> Verdict {
         ensure!(response.status == OKAY, "a wrong response: {response:?}");
     }
     for (index, buffer) in (0u64..).zip(&to) {
-        let right = (0..PAGE_SECTORS)
-            .all(|s| crate::pattern::holds(stage.page(*buffer), s, content(at + index * 8 + u64::from(s))));
+        let right = stage.page_holds(*buffer, |sector| content(at + index * 8 + sector));
         ensure!(right, "a read among writes does not bring what is on the disk");
     }
     let second = at + 8 * SEGMENTS as u64;
-    stage.verify(second, 8 * SEGMENTS as u64, |sector| {
-        Tag::of(seed ^ 2, (((sector - second) / 8) << 8) | ((sector - second) % 8))
-    })
+    stage.verify(second, 8 * SEGMENTS as u64, |sector| source(0)(sector - second))
 }
 
 /// More requests are claimed than a ring holds. Nothing is said of what becomes of that connection,

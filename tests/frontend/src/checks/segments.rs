@@ -2,9 +2,10 @@
 
 use platter::hal::DeviceAccess;
 
+use crate::pattern::Tag;
 use crate::protocol::abi::{Body, Request, Segment};
 use crate::protocol::{
-    BARRIER, DISCARD, ERROR, FLUSH, INDIRECT, NOT_SUPPORTED, PAGE_SECTORS, READ, SEGMENTS, WRITE,
+    BARRIER, DISCARD, ERROR, FLUSH, INDIRECT, NOT_SUPPORTED, OKAY, PAGE_SECTORS, READ, SEGMENTS, WRITE,
 };
 use crate::stage::Stage;
 use crate::terms::Terms;
@@ -228,7 +229,7 @@ fn writable_grant(stage: &mut Stage) -> Verdict {
     stage.fill_pages(&pages);
     let at = stage.area;
     let status = stage.transfer(Carrier::Direct, WRITE, at, &whole(2), &pages)?;
-    ensure!(status == crate::protocol::OKAY, "a write from pages that are writable: status {status}");
+    ensure!(status == OKAY, "a write from pages that are writable: status {status}");
     stage.check_pages(&pages)
 }
 
@@ -244,7 +245,7 @@ impl Stage<'_> {
     /// Sends a request that must be refused, at a place where it would be seen on the disk.
     pub(crate) fn disk_stays(&mut self, send: impl FnOnce(&mut Self, u64) -> Verdict<i16>) -> Verdict {
         let (at, count, seed) = (self.area, 40, self.seed);
-        let before = |sector| crate::pattern::Tag::of(seed ^ 7, sector);
+        let before = |sector| Tag::of(seed ^ 7, sector);
         self.paint(at, count, before)?;
         let status = send(self, at + 8)?;
         ensure_refused("a request that makes no sense", status)?;

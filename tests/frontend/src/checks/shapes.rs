@@ -6,8 +6,8 @@ use core::time::Duration;
 use platter::hal::{DeviceAccess, Events as _};
 
 use crate::pattern::{self, Tag};
-use crate::protocol::abi::{Abi, Body, Request};
-use crate::protocol::{BARRIER, FLUSH, OKAY, PAGE_SECTORS, READ, SEGMENTS};
+use crate::protocol::abi::{Abi, Request};
+use crate::protocol::{BARRIER, FLUSH, OKAY, READ, SEGMENTS};
 use crate::stage::Stage;
 use crate::terms::{RingNodes, Terms};
 use crate::transfer::{Carrier, Pages, Pieces, piece, whole};
@@ -37,8 +37,8 @@ fn grub(stage: &mut Stage) -> Verdict {
         polled_read(stage, at, &pages, 1 + round % SEGMENTS)?;
     }
     for (index, buffer) in (0u64..).zip(&pages) {
-        let holds = |s: u8| pattern::holds(stage.page(*buffer), s, content(at + index * 8 + u64::from(s)));
-        ensure!((0..PAGE_SECTORS).all(holds), "a polled read does not bring what is on the disk");
+        let right = stage.page_holds(*buffer, |sector| content(at + index * 8 + sector));
+        ensure!(right, "a polled read does not bring what is on the disk");
     }
     stage.close()?;
     stage.connect(Terms::PLAIN)?;
@@ -48,8 +48,8 @@ fn grub(stage: &mut Stage) -> Verdict {
 fn polled_read(stage: &mut Stage, at: u64, pages: &Pages, count: usize) -> Verdict {
     let segments: heapless::Vec<_, SEGMENTS> =
         pages.iter().take(count).map(|page| stage.segment(*page, 0, 7)).collect();
-    let (id, body) = (stage.fresh_id(), Body::Direct { count: count as u8, segments: &segments });
-    stage.put(0, &Request { op: READ, id, sector: at, body });
+    let id = stage.fresh_id();
+    stage.put(0, &Request::direct(READ, id, at, &segments));
     let (port, deadline) = (stage.queue(0).port, stage.host.deadline());
     stage.queue(0).ring.publish();
     // mini-os sends an event for every request.
@@ -155,9 +155,8 @@ fn untrusting(stage: &mut Stage) -> Verdict {
         let status = stage.transfer(Carrier::Direct, READ, at, &whole(SEGMENTS), &pages)?;
         ensure!(status == OKAY, "a read into pages granted for it: status {status}");
         for (index, buffer) in (0u64..).zip(&pages) {
-            let holds =
-                |s: u8| pattern::holds(stage.page(*buffer), s, content(at + index * 8 + u64::from(s)));
-            ensure!((0..PAGE_SECTORS).all(holds), "a read does not bring what is on the disk");
+            let right = stage.page_holds(*buffer, |sector| content(at + index * 8 + sector));
+            ensure!(right, "a read does not bring what is on the disk");
             stage.lend_again(*buffer, DeviceAccess::Writes)?;
         }
     }

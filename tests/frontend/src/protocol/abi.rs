@@ -52,7 +52,12 @@ pub(crate) struct Request<'a> {
     pub(crate) body: Body<'a>,
 }
 
-impl Request<'_> {
+impl<'a> Request<'a> {
+    /// A direct request with as many segments as there are.
+    pub(crate) const fn direct(op: u8, id: u64, sector: u64, segments: &'a [Segment]) -> Self {
+        Self { op, id, sector, body: Body::Direct { count: segments.len() as u8, segments } }
+    }
+
     /// The operation that its response carries: that of an indirect request is the inner one.
     pub(crate) const fn answered_as(&self) -> u8 {
         match self.body {
@@ -143,12 +148,7 @@ mod tests {
 
     #[test]
     fn a_direct_request() {
-        let request = Request {
-            op: WRITE,
-            id: 0x1122,
-            sector: 0x3344,
-            body: Body::Direct { count: 1, segments: &[SEGMENT] },
-        };
+        let request = Request::direct(WRITE, 0x1122, 0x3344, &[SEGMENT]);
         let entry = request.encode(Abi::X64);
         assert_eq!(entry[..10], [1, 1, 0, 0, 0, 0, 0, 0, 0x22, 0x11]);
         assert_eq!(entry[16..18], [0x44, 0x33]);
