@@ -98,13 +98,17 @@ impl<'s> Stage<'s> {
     pub(crate) fn try_connect(&mut self, terms: Terms) -> Verdict<bool> {
         self.seen.clear();
         self.show(XenbusState::Initialising)?;
-        self.wait_state(&[XenbusState::InitWait])?;
+        if !terms.eager {
+            self.wait_state(&[XenbusState::InitWait])?;
+        }
         let link = self.link(terms)?;
         let link = self.link.insert(link);
         publish(self.host, &self.frontend, link)?;
-        self.show(XenbusState::Initialised)?;
+        self.show(terms.ready)?;
         let end = [XenbusState::Connected, XenbusState::Closing, XenbusState::Closed];
-        let connected = self.wait_state(&end)? == XenbusState::Connected;
+        // Closed may be what is left of the connection before, where nothing was waited for.
+        let end = if terms.eager { &end[..1] } else { &end };
+        let connected = self.wait_state(end)? == XenbusState::Connected;
         if connected {
             self.offer = Offer::read(self.host, &self.backend)?;
             self.show(XenbusState::Connected)?;
@@ -127,14 +131,22 @@ impl<'s> Stage<'s> {
     /// The backend does not close, or keeps what it was granted.
     #[inline(never)]
     pub(crate) fn close(&mut self) -> Verdict {
-        self.plain.clear();
         let closed = self.close_states();
+        let taken = self.take_back();
+        closed.and(taken)
+    }
+
+    /// Takes back all that was granted to a backend that is Closed.
+    ///
+    /// # Errors
+    /// It keeps some of it.
+    pub(crate) fn take_back(&mut self) -> Verdict {
+        self.plain.clear();
         let mut kept = self.shelf.clear(&mut self.host.xen);
         if let Some(link) = self.link.take() {
             link.terms.forget(self.host, &self.frontend)?;
             kept += self.drop_link(link);
         }
-        closed?;
         ensure!(kept == 0, "the backend is Closed and still uses {kept} grants");
         Ok(())
     }

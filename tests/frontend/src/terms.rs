@@ -3,7 +3,7 @@
 
 use core::fmt;
 
-use platter::wire::xenbus::{Job, Node, Path, Step, Value, cut, number};
+use platter::wire::xenbus::{Job, Node, Path, Step, Value, XenbusState, cut, number};
 
 use crate::host::Host;
 use crate::protocol::abi::Abi;
@@ -36,6 +36,10 @@ pub(crate) struct Terms {
     pub(crate) persistent: bool,
     /// Where the rings' indexes start.
     pub(crate) start: u32,
+    /// Does not wait for the backend's InitWait.
+    pub(crate) eager: bool,
+    /// The state that says that the nodes are there.
+    pub(crate) ready: XenbusState,
     /// Said instead of the order and the number of rings that there are.
     pub(crate) said_order: Option<u32>,
     pub(crate) said_queues: Option<u32>,
@@ -56,6 +60,8 @@ impl Terms {
         says_one_queue: false,
         persistent: false,
         start: 0,
+        eager: false,
+        ready: XenbusState::Initialised,
         said_order: None,
         said_queues: None,
         ring_ref: None,
@@ -64,6 +70,9 @@ impl Terms {
 
     /// The same with grants that stay.
     pub(crate) const PERSISTENT: Self = Self { persistent: true, ..Self::PLAIN };
+
+    /// As drivers that came before every negotiation connect: at once, and without Initialised.
+    pub(crate) const BLUNT: Self = Self { eager: true, ready: XenbusState::Connected, ..Self::PLAIN };
 
     /// Rings of this order.
     pub(crate) const fn order(order: u32) -> Self {
