@@ -167,6 +167,25 @@ fn a_wrong_arrow_is_seen() {
 }
 
 #[test]
+fn the_frontend_has_a_blkif_of_its_own() {
+    let (rooms, formats) = (["hal", "mem", "platform", "units", "wire", "xenstore"], ["xenbus"]);
+    let files = rust_files().into_iter().filter(|file| file.path.starts_with("tests/frontend/src/"));
+    let mut complaints = Vec::new();
+    let mut seen = 0;
+    for File { path, text } in files {
+        let code = source::code(&text);
+        let (used, read) = (source::rooms(&code, "platter"), source::rooms(&code, "platter::wire"));
+        seen += read.len();
+        let wrong = used.iter().filter(|room| !rooms.contains(room));
+        complaints.extend(wrong.map(|room| format!("{path}: the frontend imports {room}")));
+        let wrong = read.iter().filter(|format| !formats.contains(format));
+        complaints.extend(wrong.map(|format| format!("{path}: the frontend imports wire::{format}")));
+    }
+    assert!(seen > 0, "the frontend is not where it was");
+    check(complaints);
+}
+
+#[test]
 fn unsafe_stays_on_its_islands() {
     let is_outside = |file: &File| !UNSAFE.iter().any(|island| file.path.starts_with(island));
     let files = rust_files().into_iter().filter(is_outside);

@@ -12,8 +12,8 @@ use platter::xenstore::{Store, StoreEvent};
 
 use crate::verdict::{End, Verdict};
 
-/// How long anything may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long anything may take: more than a backend lets a frontend wait that connects too often.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// Bytes of a line of output.
 const LINE: usize = 512;
 /// Ports that can be pending at once: one a queue, the store's, one to spare.

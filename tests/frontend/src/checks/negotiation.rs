@@ -50,7 +50,7 @@ pub(crate) const CHECKS: &[Check] = &[
     Check::new("negotiation/x86-32-abi", |stage| abi(stage, Abi::X32, Some("x86_32-abi"))),
     Check::because(
         "negotiation/protocol-absent",
-        "Linux on x86 takes an absent protocol for x86_32-abi (xenbus.c: BLKIF_PROTOCOL_DEFAULT)",
+        "Linux on x86 takes an absent protocol for x86_32-abi (xenbus.c: BLKIF_PROTOCOL_DEFAULT), blkif.h for native",
         |stage| abi(stage, Abi::X32, None),
     ),
     Check::because(

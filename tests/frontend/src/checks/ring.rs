@@ -65,7 +65,7 @@ fn indexes_wrap(stage: &mut Stage) -> Verdict {
     stage.queue(0).ring.publish();
     // Whatever req_event says: a backend that starts elsewhere has not armed it here.
     stage.host.xen.notify(port);
-    let deadline = stage.host.now() + Duration::from_secs(3);
+    let deadline = stage.host.deadline();
     while stage.host.wait_event(port, deadline) {
         if stage.take(0)?.is_some_and(|response| response.id == id && response.status == OKAY) {
             return (0..4).try_for_each(|_| stage.fill_ring(0));
