@@ -7,7 +7,7 @@ use platter::platform::xen::Xen;
 use platter::units::{DomId, GrantRef};
 
 use crate::pattern;
-use crate::verdict::{Verdict, ensure};
+use crate::verdict::{End, Verdict, ensure};
 
 /// Pages granted at once.
 pub(crate) const MOST: usize = 1800;
@@ -38,9 +38,7 @@ impl Shelf {
     /// Memory or the grant table is used up.
     pub(crate) fn lend(&mut self, xen: &mut Xen, to: DomId, access: DeviceAccess) -> Verdict<Buffer> {
         ensure!(!self.lent.is_full(), "a check lends more than {MOST} pages");
-        let page = xen.take_page();
-        ensure!(page.is_some(), "no memory is left: give this domain more");
-        let Some(page) = page else { return Ok(Buffer(0)) };
+        let page = xen.take_page().ok_or_else(End::no_memory)?;
         let gref = xen.grant_for(to, &page, access)?;
         pattern::blank(&page.page);
         let buffer = Buffer(self.lent.len());

@@ -233,14 +233,14 @@ impl<'s> Stage<'s> {
         for _ in 0..terms.queues {
             let (mut pages, mut grefs) = (Vec::new(), Vec::new());
             for _ in 0..1 << terms.order {
-                let page: DmaPage = self.host.xen.take_page().ok_or_else(no_memory)?;
+                let page: DmaPage = self.host.xen.take_page().ok_or_else(End::no_memory)?;
                 let gref = self.host.xen.grant_for(self.backend_id, &page, DeviceAccess::Writes)?;
-                pages.push(page).map_err(|_| no_memory())?;
-                grefs.push(gref).map_err(|_| no_memory())?;
+                pages.push(page).map_err(|_| End::no_memory())?;
+                grefs.push(gref).map_err(|_| End::no_memory())?;
             }
             let port = self.host.xen.alloc_unbound(self.backend_id)?;
             let queue = Queue { ring: Ring::new(pages, terms.abi, terms.start), port, grefs };
-            link.queues.push(queue).map_err(|_| no_memory())?;
+            link.queues.push(queue).map_err(|_| End::no_memory())?;
         }
         Ok(link)
     }
@@ -262,10 +262,6 @@ impl<'s> Stage<'s> {
     }
 }
 
-fn no_memory() -> End {
-    End::fail(format_args!("no memory is left: give this domain more"))
-}
-
 /// The first vbd: its directory, its backend's, and whose that is.
 fn find(host: &mut Host) -> Verdict<(Path, Path, DomId)> {
     let devices = path(format_args!("device/vbd"));
@@ -278,9 +274,11 @@ fn find(host: &mut Host) -> Verdict<(Path, Path, DomId)> {
     let text = host.read(&frontend, "backend")?.unwrap_or_default();
     let backend = Path::try_from(text.as_str()).map_err(|_| End::fail(format_args!("no backend")))?;
     let id = host.read(&frontend, "backend-id")?.and_then(|text| number(&text));
-    ensure!(id.is_some(), "the node backend-id makes no sense");
+    let Some(id) = id else {
+        return Err(End::fail(format_args!("the node backend-id makes no sense")));
+    };
     host.job(Job::new(&backend).watch("state", "state"))?;
-    Ok((frontend, backend, DomId(id.unwrap_or_default())))
+    Ok((frontend, backend, DomId(id)))
 }
 
 /// Writes the nodes that describe a connection.

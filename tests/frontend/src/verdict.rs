@@ -55,6 +55,11 @@ impl End {
         Self::Fail(cut(reason))
     }
 
+    /// The check cannot be played in this domain.
+    pub(crate) fn no_memory() -> Self {
+        Self::fail(format_args!("no memory is left: give this domain more"))
+    }
+
     /// Nothing to look at.
     pub(crate) fn skip(reason: fmt::Arguments<'_>) -> Self {
         Self::Skip(cut(reason))

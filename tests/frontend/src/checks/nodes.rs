@@ -4,7 +4,7 @@ use platter::wire::xenbus::{Value, XenbusState, number};
 
 use crate::stage::Stage;
 use crate::terms::Terms;
-use crate::verdict::{Check, Verdict, ensure, needs};
+use crate::verdict::{Check, End, Verdict, ensure};
 
 /// Flags that are 0 or 1 where they are there at all.
 const FLAGS: [&str; 6] = [
@@ -84,8 +84,7 @@ fn physical(stage: &mut Stage) -> Verdict {
     stage.connect(Terms::PLAIN)?;
     let physical = count(stage, "physical-sector-size")?;
     let Some(physical) = physical else {
-        needs!(false, "physical-sector-size is not published");
-        return Ok(());
+        return Err(End::skip(format_args!("physical-sector-size is not published")));
     };
     let size = stage.offer.sector_size;
     ensure!(physical > 0 && physical.is_multiple_of(size), "{physical} is no multiple of sector-size {size}");
@@ -107,7 +106,7 @@ fn discard(stage: &mut Stage) -> Verdict {
     if !stage.offer.discard {
         let none = granularity.is_none() && alignment.is_none();
         ensure!(none, "discard-* are published without feature-discard");
-        needs!(false, "the backend does not offer feature-discard");
+        return Err(End::skip(format_args!("the backend does not offer feature-discard")));
     }
     let both = granularity.is_some() == alignment.is_some();
     ensure!(both, "granularity is {granularity:?} and alignment {alignment:?}");

@@ -13,7 +13,7 @@ use crate::transfer::{Carrier, sectors, whole};
 use crate::verdict::{Check, Verdict, ensure, needs};
 
 const UNKNOWN: &str =
-    "blkif.h gives operations that a backend does not know BLKIF_RSP_EOPNOTSUPP, and frontends rely on it";
+    "BLKIF_RSP_EOPNOTSUPP is blkif.h's word for it, and what Linux answers (blkback.c: dispatch_other_io)";
 const WHERE: &str = "what is beside a discarded region is not the discard's";
 
 /// The room.
@@ -40,7 +40,7 @@ pub(crate) const CHECKS: &[Check] = &[
     Check::new("operations/discard-beyond-the-disk", discard_beyond),
     Check::because(
         "operations/discard-not-offered",
-        "blkif.h: a backend without feature-discard answers BLKIF_RSP_EOPNOTSUPP",
+        "blkif.h: discards that cannot be done are answered with BLKIF_RSP_EOPNOTSUPP",
         discard_not_offered,
     ),
     Check::because("operations/packet", UNKNOWN, |stage| unknown(stage, &[PACKET])),

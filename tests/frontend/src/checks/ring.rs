@@ -67,8 +67,12 @@ fn indexes_wrap(stage: &mut Stage) -> Verdict {
     stage.host.xen.notify(port);
     let deadline = stage.host.deadline();
     while stage.host.wait_event(port, deadline) {
-        if stage.take(0)?.is_some_and(|response| response.id == id && response.status == OKAY) {
-            return (0..4).try_for_each(|_| stage.fill_ring(0));
+        match stage.take(0) {
+            Ok(None) => {}
+            Ok(Some(response)) if response.id == id && response.status == OKAY => {
+                return (0..4).try_for_each(|_| stage.fill_ring(0));
+            }
+            Ok(Some(_)) | Err(_) => break,
         }
     }
     Err(cannot())
