@@ -7,6 +7,8 @@ use core::panic::PanicInfo;
 use platter::platform::xen::{Frame, Shutdown, Xen, epitaph, shutdown};
 
 core::arch::global_asm!(include_str!("../../../boot/xen.S"));
+// Twice as much stack as platter's (linker/xen.ld): a check holds long lists of pages and requests.
+core::arch::global_asm!(".globl image_stack_size", ".set image_stack_size, 256 * 1024");
 
 /// Entered from boot/xen.S with the address of start_info and the TSC at the first instruction.
 #[unsafe(no_mangle)]

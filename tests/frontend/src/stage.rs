@@ -39,6 +39,8 @@ pub(crate) struct Stage<'s> {
     pub(crate) backend_id: DomId,
     pub(crate) offer: Offer,
     pub(crate) link: Option<Link>,
+    /// The state that we are in.
+    shown: XenbusState,
     /// The states that the backend was seen in since the connection was begun.
     pub(crate) seen: Vec<XenbusState, 16>,
     /// The first sector of the check's own area of the disk.
@@ -66,6 +68,7 @@ impl<'s> Stage<'s> {
             backend_id,
             offer: Offer::default(),
             link: None,
+            shown: XenbusState::Unknown,
             seen: Vec::new(),
             area: 0,
             seed: 0,
@@ -131,7 +134,8 @@ impl<'s> Stage<'s> {
     /// The backend does not close, or keeps what it was granted.
     #[inline(never)]
     pub(crate) fn close(&mut self) -> Verdict {
-        let closed = self.close_states();
+        // Who is Closed does not become Closing: a backend may see that late, and stay there.
+        let closed = if self.shown == XenbusState::Closed { Ok(()) } else { self.close_states() };
         let taken = self.take_back();
         closed.and(taken)
     }
@@ -161,6 +165,7 @@ impl<'s> Stage<'s> {
 
     /// Our state becomes another.
     pub(crate) fn show(&mut self, state: XenbusState) -> Verdict {
+        self.shown = state;
         self.host.job(Job::new(&self.frontend).write_state(state)).map(drop)
     }
 
