@@ -11,7 +11,7 @@ use super::fio;
 use crate::process;
 
 /// What the emulated machine runs. The libraries these need are found through their dependencies.
-const PROGRAMS: [&str; 8] = [
+const PROGRAMS: [&str; 9] = [
     "xen-hypervisor-4.17-amd64",
     "xen-utils-4.17",
     "xen-utils-common",
@@ -20,6 +20,7 @@ const PROGRAMS: [&str; 8] = [
     "fio",
     "e2fsprogs",
     "grub-xen-host",
+    "qemu-system-xen",
 ];
 
 /// The newer kernel that guests run beside Debian 12's own: it comes from this suite, in the small build for guests.

@@ -48,7 +48,7 @@ pub(crate) fn ensure(progress: &Progress) -> Result<()> {
     if fs::read_to_string(machine.join("stamp")).is_ok_and(|found| found == stamp) {
         return Ok(());
     }
-    step.now("downloading Debian packages (about 120 MB the first time)");
+    step.now("downloading Debian packages (about 130 MB the first time)");
     let files = download().or_else(|_| {
         // Lists that are older than the archive name files it no longer has.
         host::update_lists(&step)?;
@@ -84,6 +84,7 @@ fn assemble(tree: &Path, machine: &Path) -> Result<()> {
     let older = one_kernel(tree, machine, "6.1.", "")?;
     let control = roots::control(tree, &older.modules, &cpu_time_helper()?)?;
     fs::write(machine.join("control.cpio"), control)?;
+    fs::write(machine.join("qemu.cpio"), roots::qemu(tree)?)?;
     fs::write(machine.join("guest.cpio"), roots::guest(tree, &older.modules)?)?;
     let newer = one_kernel(tree, machine, "6.12.", "-6.12")?;
     fs::write(machine.join("guest-6.12.cpio"), roots::guest(tree, &newer.modules)?)?;

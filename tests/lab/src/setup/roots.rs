@@ -1,5 +1,6 @@
 //! The two file systems of the emulated machine: one for the control domain, which the Linux driver domain shares,
-//! and one for Linux guests of each kernel. Files come from the unpacked packages, scripts from `tests/lab/roots`.
+//! and one for Linux guests of each kernel; and what dom0 adds to its own to serve disks by QEMU. Files come from the
+//! unpacked packages, scripts from `tests/lab/roots`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,13 +40,17 @@ const CONTROL_PROGRAMS: [&str; 16] = [
     "usr/bin/xenstore-watch",
     "usr/bin/xenstore-chmod",
 ];
+/// Where Debian's libxl looks for it.
+const QEMU: &str = "usr/libexec/xen-qemu-system-i386";
 const GUEST_PROGRAMS: [&str; 4] = ["usr/bin/fio", "usr/bin/xenstore-read", "sbin/mke2fs", "sbin/e2fsck"];
 
-/// Modules of both kinds of control domain, of the one with control, of the driver domain, of a guest.
+/// Modules of both kinds of control domain, of the one with control, of the driver domain, of a control domain that
+/// keeps a disk for itself, of a guest.
 const COMMON_MODULES: [&str; 5] = ["xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd"];
 const CONTROL_MODULES: [&str; 7] =
     ["xen-pciback", "virtio_pci", "virtio_console", "9pnet_virtio", "9p", "xen-blkback", "xen-blkfront"];
 const DRIVER_MODULES: [&str; 3] = ["xen-pcifront", "nvme", "xen-blkback"];
+const DISK_MODULES: [&str; 1] = ["nvme"];
 const GUEST_MODULES: [&str; 3] = ["crc32c_generic", "ext4", "xen-blkfront"];
 
 /// The file system of the control domain and of the Linux driver domain. `cpu_time` is the helper that reads
@@ -64,6 +69,17 @@ pub(super) fn control(tree: &Path, modules: &Modules, cpu_time: &Path) -> Result
     module_list(&mut root, modules, "common", &COMMON_MODULES)?;
     module_list(&mut root, modules, "control", &CONTROL_MODULES)?;
     module_list(&mut root, modules, "driver", &DRIVER_MODULES)?;
+    module_list(&mut root, modules, "disk", &DISK_MODULES)?;
+    Ok(root.finish())
+}
+
+/// QEMU as a disk backend with its libraries. Apart, because it would double what each control domain loads: dom0
+/// unpacks it over its own file system when it is wanted.
+pub(super) fn qemu(tree: &Path) -> Result<Vec<u8>> {
+    let mut root = Initramfs::new();
+    programs(&mut root, tree, &[QEMU])?;
+    // It reads one before it shows nothing to nobody.
+    root.file("usr/share/qemu/keymaps/en-us", 0o644, &[]);
     Ok(root.finish())
 }
 
