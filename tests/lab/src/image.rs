@@ -1,5 +1,5 @@
 //! `cargo lab image`: the release image, stripped, with its symbols, its xl configuration, its systemd unit and
-//! `platter-stat` beside it.
+//! `platter-stat` beside it. And the image of the conformance suite, which only the lab boots.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -37,26 +37,57 @@ pub(crate) struct Image {
 /// # Errors
 /// It does not compile, or `strip` is missing.
 pub(crate) fn build(progress: &Progress) -> Result<Image> {
+    let image = build_image(progress, "platter", "platter")?;
     let step = progress.task("image");
-    let sysroot = process::output(Command::new("rustc").args(["--print", "sysroot"]))?;
-    let sysroot = Path::new(sysroot.trim_end());
-    let target = if has_core(sysroot, FREESTANDING) { FREESTANDING } else { HOSTED };
-    step.now(&format!("building for {target}"));
-    let flags = remap(sysroot)?;
-    compile("platter", "image", target, &flags)?;
     step.now("building platter-stat");
     // Without shared libraries, for whatever libc dom0 has.
-    compile(STAT, "stat", HOSTED, &[&flags[..], &["-Ctarget-feature=+crt-static".to_owned()]].concat())?;
-    install(target)
+    let flags = [&remap()?[..], &["-Ctarget-feature=+crt-static".to_owned()]].concat();
+    let built = compile("platter", STAT, "stat", HOSTED, &flags)?;
+    let folder = paths::image();
+    strip(&built, &folder.join(STAT))?;
+    fs::write(folder.join("platter.cfg"), include_str!("../../../boot/platter.cfg"))?;
+    fs::write(folder.join("platter.service"), UNIT)?;
+    Ok(image)
 }
 
-fn compile(program: &str, feature: &str, target: &str, flags: &[String]) -> Result<()> {
+/// Builds the conformance suite's image as `target/image/frontend`, with its symbols beside it.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn build_frontend(progress: &Progress) -> Result<Image> {
+    build_image(progress, "platter-frontend", "frontend")
+}
+
+/// Builds a package's image, its binary of the same name, for the better target, and installs it as `name`.
+fn build_image(progress: &Progress, package: &str, name: &str) -> Result<Image> {
+    let step = progress.task("image");
+    let target = if has_core(&sysroot()?, FREESTANDING) { FREESTANDING } else { HOSTED };
+    step.now(&format!("building {package} for {target}"));
+    let built = compile(package, package, "image", target, &remap()?)?;
+    let folder = paths::image();
+    fs::create_dir_all(&folder)?;
+    let path = folder.join(name);
+    fs::copy(&built, folder.join(format!("{name}.sym")))
+        .with_context(|| format!("no {}", built.display()))?;
+    strip(&built, &path)?;
+    let size = fs::metadata(&path)?.len();
+    Ok(Image { path, size, target })
+}
+
+/// Builds a program; returns where it is.
+fn compile(package: &str, program: &str, feature: &str, target: &str, flags: &[String]) -> Result<PathBuf> {
     let mut cargo = Command::new("cargo");
-    cargo.args(["build", "--quiet", "--release", "--package", "platter"]);
+    cargo.args(["build", "--quiet", "--release", "--package", package]);
     cargo.args(["--bin", program, "--features", feature, "--target", target]);
     // Takes the place of RUSTFLAGS, so that no setting of this machine gets into the image.
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
-    process::output(cargo.current_dir(paths::workspace())).map(drop)
+    process::output(cargo.current_dir(paths::workspace()))?;
+    Ok(paths::target().join(target).join("release").join(program))
+}
+
+fn sysroot() -> Result<PathBuf> {
+    let said = process::output(Command::new("rustc").args(["--print", "sysroot"]))?;
+    Ok(PathBuf::from(said.trim_end()))
 }
 
 fn has_core(sysroot: &Path, target: &str) -> bool {
@@ -66,26 +97,12 @@ fn has_core(sysroot: &Path, target: &str) -> bool {
 }
 
 /// Paths of this machine become names, so that one commit gives one image wherever it is built.
-fn remap(sysroot: &Path) -> Result<[String; 3]> {
+fn remap() -> Result<[String; 3]> {
     let home = || Some(Path::new(&env::var_os("HOME")?).join(".cargo"));
     let cargo =
         env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home).context("neither CARGO_HOME nor HOME")?;
     let rule = |path: &Path, name: &str| format!("--remap-path-prefix={}={name}", path.display());
-    Ok([rule(&paths::workspace(), "platter"), rule(&cargo, "cargo"), rule(sysroot, "rust")])
-}
-
-fn install(target: &'static str) -> Result<Image> {
-    let folder = paths::image();
-    fs::create_dir_all(&folder)?;
-    let path = folder.join("platter");
-    let built = paths::target().join(target).join("release/platter");
-    fs::copy(&built, folder.join("platter.sym")).with_context(|| format!("no {}", built.display()))?;
-    strip(&built, &path)?;
-    strip(&paths::target().join(HOSTED).join("release").join(STAT), &folder.join(STAT))?;
-    fs::write(folder.join("platter.cfg"), include_str!("../../../boot/platter.cfg"))?;
-    fs::write(folder.join("platter.service"), UNIT)?;
-    let size = fs::metadata(&path)?.len();
-    Ok(Image { path, size, target })
+    Ok([rule(&paths::workspace(), "platter"), rule(&cargo, "cargo"), rule(&sysroot()?, "rust")])
 }
 
 fn strip(from: &Path, to: &Path) -> Result<()> {

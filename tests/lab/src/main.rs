@@ -1,8 +1,9 @@
 //! `cargo lab`: the emulated Xen machine that platter is shown and tested on.
 //!
 //! [`setup`] assembles the machine from Debian's packages, [`image`] builds what it boots, [`machine`] runs it.
-//! [`scenarios`] are the stories told on it, judged by [`oracle`] and [`flushes`].
+//! [`scenarios`] are the stories told on it, judged by [`oracle`] and [`flushes`]; [`conformance`] compares platter with other backends.
 
+mod conformance;
 mod demo;
 mod fio;
 mod flushes;
@@ -43,7 +44,8 @@ enum Action {
     ///
     /// Installs QEMU with apt when it is missing and tells apt of bookworm-backports (through sudo unless this is
     /// root), downloads Debian's Xen, kernels and tools, and assembles what the machine boots in target/lab/machine.
-    /// Does nothing when all of it is there; `demo`, `test` and `shell` do it by themselves.
+    /// Does nothing when all of it is there; `demo`, `test`, `conformance` and `shell` do it by
+    /// themselves.
     Setup,
     /// Build the release image into target/image.
     ///
@@ -64,6 +66,15 @@ enum Action {
         /// The long lane too: long jobs, platter measured beside a Linux driver domain, everything on both daemons.
         #[arg(long)]
         all: bool,
+    },
+    /// Try blkif's rules on platter, a Linux driver domain, dom0's xen-blkback and QEMU's qdisk, side by side.
+    ///
+    /// Boots the conformance image of tests/frontend as a guest of each, on emulated machines, two at a time, and
+    /// prints a table of all checks, the reason of each that did not pass, and counts. Exits with 1 when platter fails a check, when
+    /// Linux's xen-blkback fails one that cites no source against it, or when platter or Linux did not come to the end.
+    Conformance {
+        /// Only checks whose name contains this.
+        filter: Option<String>,
     },
     /// Work at dom0's console with platter running.
     ///
@@ -128,6 +139,11 @@ fn run(command: Action, progress: &Progress) -> Result<ExitCode> {
         Action::Demo => demo::run(progress)?,
         Action::Test { filter, all } => {
             if !test::run(progress, filter.as_deref(), all)?.is_green() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Action::Conformance { filter } => {
+            if !conformance::run(progress, filter.as_deref())?.complaints().is_empty() {
                 return Ok(ExitCode::FAILURE);
             }
         }
