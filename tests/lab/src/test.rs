@@ -42,6 +42,7 @@ pub(crate) fn run(progress: &Progress, filter: Option<&str>, all: bool) -> Resul
     if !boots.is_empty() {
         setup::ensure(progress)?;
         image::build(progress)?;
+        image::build_frontend(progress)?;
         emulated(progress, boots, &tally)?;
     }
     let tally = tally.into_inner().map_err(|_| anyhow!("a test thread panicked"))?;
@@ -68,7 +69,12 @@ fn select(filter: &str, all: bool) -> Vec<(Boot, Vec<Story>)> {
 
 fn host_tests(progress: &Progress, filter: &str, tally: &Mutex<Tally>) -> Result<()> {
     let step = progress.task("host");
-    for package in [&["--package", "platter", "--features", "sim,stat"][..], &["--package", "platter-lab"]] {
+    let packages = [
+        &["--package", "platter", "--features", "sim,stat"][..],
+        &["--package", "platter-frontend"],
+        &["--package", "platter-lab"],
+    ];
+    for package in packages {
         interrupt::check()?;
         step.now(&format!("cargo test {}", package.join(" ")));
         let mut cargo = Command::new("cargo");

@@ -94,6 +94,18 @@ impl Backend {
             Self::Qdisk => from_dom0("qdisk"),
         })
     }
+
+    /// Gives the disk's controller back to whom it is passed through, for the next backend.
+    ///
+    /// # Errors
+    /// The driver domain stays.
+    pub(crate) fn stop(self, machine: &Machine) -> Result<()> {
+        match self {
+            Self::DriverDomain => machine.dom0(&format!("xl destroy {DRIVER_DOMAIN}")).map(drop),
+            // One is its story's, the others leave no domain behind.
+            Self::Platter | Self::ControlDomain | Self::Qdisk => Ok(()),
+        }
+    }
 }
 
 /// dom0 takes the second controller back from passthrough and drives it itself.

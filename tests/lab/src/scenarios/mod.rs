@@ -5,6 +5,7 @@
 
 mod blocks;
 mod booting;
+mod conformance;
 mod farewell;
 mod frontends;
 mod guests;
@@ -218,6 +219,20 @@ pub(crate) const BOOTS: &[Boot] = &[
             hotplug::a_controller_comes_and_goes_under_load,
             hotplug::the_first_controller_comes_later,
         ],
+    },
+    Boot {
+        name: "conformance",
+        lane: Lane::Short,
+        daemon: Daemon::Oxenstored,
+        xen_options: "",
+        stories: stories![conformance::every_check_passes],
+    },
+    Boot {
+        name: "conformance-beside",
+        lane: Lane::Long,
+        daemon: Daemon::Oxenstored,
+        xen_options: "",
+        stories: stories![conformance::every_check_counts],
     },
     Boot {
         name: "beside-linux",
