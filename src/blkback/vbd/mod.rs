@@ -43,7 +43,7 @@ const DWELL: Duration = Duration::from_millis(200);
 
 /// The dwell doubles up to this while a frontend keeps starting again, so that no guest decides how
 /// much is written and logged here.
-const DWELL_MOST: Duration = Duration::from_millis(6400);
+const DWELL_MOST: Duration = Duration::from_millis(800);
 
 /// An offer so far back does not count as such.
 const DWELL_MEMORY: Duration = Duration::from_secs(60);

@@ -41,9 +41,12 @@ impl Asked {
         if !known {
             return if self.is_indirect { ERROR } else { UNSUPPORTED };
         }
+        let is_flush = self.operation == FLUSH || self.operation == BARRIER;
+        if self.is_indirect && is_flush {
+            return ERROR;
+        }
         if self.segments.is_empty() {
-            let needs_none = !self.is_indirect && (self.operation == FLUSH || self.operation == BARRIER);
-            return if needs_none { OKAY } else { ERROR };
+            return if is_flush { OKAY } else { ERROR };
         }
         let mut end = u128::from(self.sector);
         for (gref, first, last) in &self.segments {
