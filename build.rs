@@ -9,6 +9,8 @@ pub(crate) fn main() {
     let package = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
     let root = Path::new(&package).ancestors().find(|folder| folder.join("linker/xen.ld").exists());
     let root = root.expect("linker/xen.ld is in the workspace").display();
+    // The image is the binary that is called like its package.
+    let image = std::env::var("CARGO_PKG_NAME").expect("cargo sets CARGO_PKG_NAME");
     let script = format!("{root}/linker/xen.ld");
     println!("cargo::rerun-if-changed={script}");
     println!("cargo::rerun-if-changed={root}/boot/xen.S");
@@ -19,7 +21,7 @@ pub(crate) fn main() {
     // On the bare target rustc calls the linker itself, elsewhere through the C compiler.
     if !bare {
         for arg in ["-nostdlib", "-nostartfiles", "-static", "-no-pie"] {
-            println!("cargo::rustc-link-arg-bin=platter={arg}");
+            println!("cargo::rustc-link-arg-bin={image}={arg}");
         }
     }
     for arg in [
@@ -31,6 +33,6 @@ pub(crate) fn main() {
         &format!("-T{script}"),
     ] {
         let prefix = if bare { "" } else { "-Wl," };
-        println!("cargo::rustc-link-arg-bin=platter={prefix}{arg}");
+        println!("cargo::rustc-link-arg-bin={image}={prefix}{arg}");
     }
 }
