@@ -162,3 +162,16 @@ fn promises_of_several_requests_add_up() {
     rig.settle();
     rig.close();
 }
+
+#[test]
+fn a_page_of_segments_gives_nothing_of_the_request_before_back() {
+    let setup = || Setup { full: true, volume: volume(512, 10_000), ..Setup::default() };
+    for persistent in [false, true] {
+        let mut rig = Rig::with(Setup { persistent, ..setup() });
+        assert_eq!(rig.run_indirect(READ, 0, &pages(256)), OKAY);
+        // The same page comes next, and the copy into it fails.
+        rig.front().submit(&indirect(Protocol::X86_64, READ, 77, 0, 256, 4711));
+        assert_eq!(rig.end(READ), ERROR);
+        rig.close();
+    }
+}
