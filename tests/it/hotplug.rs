@@ -4,6 +4,7 @@
 use core::time::Duration;
 
 use platter::domain::End;
+use platter::limits;
 use platter::sim::frontend::Stage;
 use platter::sim::lending::Manner;
 use platter::sim::machine::DRIVER;
@@ -88,7 +89,12 @@ fn a_controller_is_detached_under_load_and_the_other_serves_on() {
         let state = world.state();
         assert_eq!(state.machine.grants.mapped_from(DomId(5)), 0, "seed {seed}");
         let ports = state.machine.ports.count(DRIVER);
-        assert_eq!(ports, 5, "store, PCI, one NVMe, one guest, one kept for the device that is closed");
+        let kept = 2 * limits::QUEUES;
+        assert_eq!(
+            ports,
+            3 + kept,
+            "store, PCI, one NVMe; those of the guest and of the device that is closed"
+        );
         assert_eq!(state.lent.mapped(), 1);
     }
 }
