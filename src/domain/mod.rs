@@ -388,6 +388,8 @@ impl<'a> Domain<'a> {
         }
         if vbd.is_finished() && self.speaker != Some(Speaker::Vbd(index)) {
             vbds[index] = None;
+            // It may have been the one to wake up for, as for pages that it keeps no more.
+            *first_deadline = vbds.iter().flatten().filter_map(Vbd::deadline).min();
             self.scan.notice();
         }
     }
