@@ -215,9 +215,11 @@ pub(super) fn offer(id: DeviceId, from: XenbusState, wish: &Wish, volume: &Volum
     job.write_state(XenbusState::InitWait)
 }
 
+/// Both numbers or none, says the header.
 fn offer_discard(job: Job, discard: Discard) -> Job {
-    let job = job.write("feature-discard", 1).write("discard-granularity", discard.granularity);
-    when(discard.alignment != 0, job, |job| job.write("discard-alignment", discard.alignment))
+    job.write("feature-discard", 1)
+        .write("discard-granularity", discard.granularity)
+        .write("discard-alignment", discard.alignment)
 }
 
 fn when(condition: bool, job: Job, then: impl FnOnce(Job) -> Job) -> Job {

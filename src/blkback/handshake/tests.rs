@@ -246,7 +246,8 @@ fn a_disk_is_offered_with_all_that_it_can_do() {
     assert_eq!(offered(&disk, EVERYTHING, "1"), all);
     assert_eq!(offered(&disk, EVERYTHING, "0"), all[..10], "the toolstack said no");
     disk.discard = Some(Discard { granularity: 4096, alignment: 0 });
-    assert_eq!(offered(&disk, EVERYTHING, "-")[10..], ["feature-discard=1", "discard-granularity=4096"]);
+    let both = ["feature-discard=1", "discard-granularity=4096", "discard-alignment=0"];
+    assert_eq!(offered(&disk, EVERYTHING, "-")[10..], both);
 }
 
 #[test]

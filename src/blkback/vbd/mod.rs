@@ -27,7 +27,7 @@ use core::time::Duration;
 
 use super::connection::Connection;
 use super::counters::Counters;
-use super::handshake::{self, DeviceId, Ours, Theirs, Wish};
+use super::handshake::{self, DeviceId, Ours, Terms, Theirs, Wish};
 use super::link::Endpoint;
 use super::requests::Requests;
 use super::reserve::{Reserve, Share};
@@ -180,6 +180,8 @@ pub struct Vbd {
     connection: Option<Connection>,
     /// Counts the changes of the connection's rings.
     changes: u32,
+    /// What the frontend said last when it was ready, until it is seen to close or to start again.
+    known: Option<Terms>,
     /// What the next connection needs; nothing before the device is offered and when it is over.
     reserve: Reserve,
     /// There is no room for it: it is only here to be refused.
@@ -215,6 +217,7 @@ impl Vbd {
             served: None,
             connection: None,
             changes: 0,
+            known: None,
             reserve: Reserve::NOTHING,
             barred: false,
             look: Look::Nothing,

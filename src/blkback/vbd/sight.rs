@@ -112,6 +112,10 @@ impl Vbd {
 
     /// The frontend's directory as it is now.
     pub(super) fn see_theirs(&mut self, theirs: Theirs) {
+        match theirs {
+            Theirs::Starting | Theirs::Closing | Theirs::Closed | Theirs::Gone => self.known = None,
+            Theirs::Ready(_) | Theirs::Other => {}
+        }
         match self.state {
             State::InitWait => match theirs {
                 Theirs::Ready(terms) => self.connect(terms),
@@ -136,8 +140,10 @@ impl Vbd {
                 Theirs::Ready(_) | Theirs::Other => {}
             },
             State::Closed => match theirs {
-                // A frontend that is ready is one that was given up; only a new start counts.
                 Theirs::Starting => self.state = State::Found,
+                // As mini-os and GRUB start: what was closed before is ready again. One that never
+                // closed, and says the same as before, was given up.
+                Theirs::Ready(Ok(terms)) if self.known != Some(terms) => self.state = State::Found,
                 Theirs::Ready(_) | Theirs::Other | Theirs::Closing | Theirs::Closed | Theirs::Gone => {}
             },
             State::Found
@@ -350,6 +356,7 @@ impl Vbd {
     }
 
     fn connect(&mut self, terms: Result<Terms, Unserved>) {
+        self.known = terms.ok();
         let offered = self.reserve.offers().queues;
         let within = |terms: Terms| if terms.queues <= offered { Ok(terms) } else { Err(Unserved::Queues) };
         match terms.and_then(within) {

@@ -399,3 +399,32 @@ fn a_device_refused_for_want_of_nodes_is_detached_at_any_time() {
         world.assert_over();
     }
 }
+
+#[test]
+fn a_frontend_that_closed_may_be_ready_again_without_starting_again() {
+    for ring in ["8", "9"] {
+        let mut world = World::connected();
+        world.set(FRONT, "state", "6");
+        world.run_until(1000);
+        assert_eq!(world.ours("state"), "6");
+        // mini-os and GRUB say where their ring is and that they are connected, whatever was before.
+        world.frontend_ready(ring, "15");
+        world.set(FRONT, "state", "4");
+        world.run_until(3000);
+        assert_eq!(world.ours("state"), "4", "ring {ring}");
+    }
+}
+
+#[test]
+fn a_frontend_that_was_given_up_must_say_something_new() {
+    let mut world = World::connected();
+    world.vbd.fault(FrontendFault::Rewound);
+    world.run_until(1000);
+    assert_eq!(world.ours("state"), "6");
+    world.set(FRONT, "state", "4");
+    world.run_until(3000);
+    assert_eq!(world.ours("state"), "6", "the same ring would break again");
+    world.frontend_ready("9", "15");
+    world.run_until(5000);
+    assert_eq!(world.ours("state"), "4");
+}
