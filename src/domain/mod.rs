@@ -31,12 +31,12 @@ use self::io::{Disks, Io, Vbds};
 use self::ports::{Owner, PortTable};
 use self::scan::Scan;
 use self::set::Set;
-use self::statistics::Statistics;
+use self::statistics::{Moment, Statistics};
 use self::survey::Survey;
 use crate::blkback::{DeviceId, Vbd};
 use crate::drivers::pci::{self, Pci};
 use crate::drivers::{Disk, Status};
-use crate::hal::Hal;
+use crate::hal::{Hal, Memory};
 use crate::limits;
 use crate::mem::SharedPage;
 use crate::options::Options;
@@ -210,7 +210,7 @@ impl<'a> Domain<'a> {
         for _ in 0..STORE_BUDGET {
             if self.store.idle()
                 && self.speaker.is_none()
-                && let Some((speaker, job)) = self.next_job(now)
+                && let Some((speaker, job)) = self.next_job(hal, now)
             {
                 self.speaker = Some(speaker);
                 self.store.start(job);
@@ -229,7 +229,7 @@ impl<'a> Domain<'a> {
         progress
     }
 
-    fn next_job(&mut self, now: Instant) -> Option<(Speaker, Job)> {
+    fn next_job(&mut self, hal: &impl Memory, now: Instant) -> Option<(Speaker, Job)> {
         if let Some(job) = self.home.next_job() {
             return Some((Speaker::Home, job));
         }
@@ -240,7 +240,9 @@ impl<'a> Domain<'a> {
             return None;
         }
         // Before the devices' jobs, of which guests can make more and more.
-        if let Some(job) = self.statistics.next_job(now, &self.tables.vbds) {
+        if let Some(job) =
+            self.statistics.next_job(Moment { now, free_pages: hal.free_pages() }, &self.tables.vbds)
+        {
             return Some((Speaker::Statistics, job));
         }
         // Before anybody leaves the next reason.

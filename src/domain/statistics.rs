@@ -9,7 +9,7 @@
 //!
 //! | node | holds |
 //! |---|---|
-//! | `device` | `time` now and `since` when all is counted (µs of Xen's system time), `state` (XenbusState), `in-flight` requests, `rejected` requests, `volume`; or `error` and why there is no answer |
+//! | `device` | `time` now and `since` when all is counted (µs of Xen's system time), `state` (XenbusState), `in-flight` requests, `rejected` requests, `free-memory` that devices can still take (KiB, of the whole domain), `volume`; or `error` and why there is no answer |
 //! | `read`, `write`, `flush`, `discard` | `requests` answered, `sectors` of 512 bytes, `errors`, and the time that the requests `took` together (µs) |
 //! | `fast`, `slow` | of the operation that was asked about: its latencies by [`LATENCY_RANGES`], below 4.096 ms and from there on |
 //!
@@ -21,7 +21,7 @@ use core::fmt::{self, Display};
 use super::io::Vbds;
 use crate::blkback::{Counters, DeviceId, LATENCY_RANGES, Tally, Vbd};
 use crate::limits;
-use crate::units::Instant;
+use crate::units::{Instant, PAGE_SIZE};
 use crate::wire::xenbus::{self, Answer, Job, Value};
 
 /// The token of the watch on the question.
@@ -44,6 +44,14 @@ enum Errand {
     Answer,
 }
 
+/// What an answer says beside the counters.
+#[derive(Clone, Copy)]
+pub(super) struct Moment {
+    pub(super) now: Instant,
+    /// Pages that devices can still take.
+    pub(super) free_pages: usize,
+}
+
 /// The conversation.
 pub(super) struct Statistics {
     set_up: bool,
@@ -64,7 +72,7 @@ impl Statistics {
     }
 
     /// The job that is due, if any; [`Statistics::job_done`] is owed for it.
-    pub(super) fn next_job(&mut self, now: Instant, vbds: &Vbds) -> Option<Job> {
+    pub(super) fn next_job(&mut self, moment: Moment, vbds: &Vbds) -> Option<Job> {
         if self.errand.is_some() {
             return None;
         }
@@ -72,7 +80,7 @@ impl Statistics {
         let (errand, job) = if !self.set_up {
             (Errand::SetUp, set_up(home))
         } else if let Some(question) = self.question.take() {
-            (Errand::Answer, answer(home, &question, now, vbds))
+            (Errand::Answer, answer(home, &question, moment, vbds))
         } else if self.noticed {
             self.noticed = false;
             (Errand::Look, home.read("ask"))
@@ -110,10 +118,10 @@ fn set_up(home: Job) -> Job {
     nodes.fold(home, |job, node| job.write(node, "")).watch("ask", TOKEN)
 }
 
-fn answer(home: Job, question: &str, now: Instant, vbds: &Vbds) -> Job {
+fn answer(home: Job, question: &str, moment: Moment, vbds: &Vbds) -> Job {
     let mut words = question.split_ascii_whitespace();
     let job = match find(words.next().unwrap_or_default(), vbds) {
-        Ok((vbd, counters)) => tell(home, vbd, counters, words.nth(1), now),
+        Ok((vbd, counters)) => tell(home, vbd, counters, words.nth(1), moment),
         Err(why) => home.write("device", format_args!("error={why}")),
     };
     job.write("for", question)
@@ -125,9 +133,9 @@ fn find<'a>(device: &str, vbds: &'a Vbds) -> Result<(&'a Vbd, &'a Counters), &'s
     Ok((vbd, vbd.counters().ok_or("it is not served")?))
 }
 
-fn tell(home: Job, vbd: &Vbd, counters: &Counters, operation: Option<&str>, now: Instant) -> Job {
+fn tell(home: Job, vbd: &Vbd, counters: &Counters, operation: Option<&str>, moment: Moment) -> Job {
     let Counters { read, write, flush, discard, .. } = counters;
-    let mut job = home.write("device", device(vbd, counters, now));
+    let mut job = home.write("device", device(vbd, counters, moment));
     for (name, tally) in OPERATIONS.into_iter().zip([read, write, flush, discard]) {
         job = job.write(name, numbers(tally));
         if operation == Some(name) {
@@ -138,12 +146,14 @@ fn tell(home: Job, vbd: &Vbd, counters: &Counters, operation: Option<&str>, now:
     job
 }
 
-fn device(vbd: &Vbd, counters: &Counters, now: Instant) -> impl Display {
+fn device(vbd: &Vbd, counters: &Counters, moment: Moment) -> impl Display {
     fmt::from_fn(move |f| {
+        let Moment { now, free_pages } = moment;
         let Counters { since, rejected, .. } = counters;
         let micros = |at: Instant| at.since(Instant(0)).as_micros();
         write!(f, "time={} since={} state={} ", micros(now), micros(*since), vbd.shown() as u8)?;
-        write!(f, "in-flight={} rejected={rejected}", vbd.in_flight())?;
+        write!(f, "in-flight={} rejected={rejected} ", vbd.in_flight())?;
+        write!(f, "free-memory={}", free_pages * (PAGE_SIZE / 1024))?;
         vbd.volume().map_or(Ok(()), |volume| write!(f, " volume={volume}"))
     })
 }
@@ -182,7 +192,8 @@ mod tests {
         };
         let vbd = Vbd::new(DeviceId::parse("65535/4294967295").unwrap());
         let counters = Counters { rejected: u64::MAX, ..Counters::new(Instant(u64::MAX)) };
-        let device = device(&vbd, &counters, Instant(u64::MAX)).to_string();
+        let moment = Moment { now: Instant(u64::MAX), free_pages: usize::MAX / PAGE_SIZE };
+        let device = device(&vbd, &counters, moment).to_string();
         for text in [list(&largest).to_string(), numbers(&tally).to_string(), device] {
             assert_eq!(xenbus::cut(&text).as_str(), text);
         }
@@ -190,26 +201,26 @@ mod tests {
 
     #[test]
     fn one_question_is_one_look_and_one_answer() {
-        let (vbds, now) = (Vbds::new(), Instant(0));
+        let (vbds, moment) = (Vbds::new(), Moment { now: Instant(0), free_pages: 0 });
         let mut statistics = Statistics::new();
-        let nodes = statistics.next_job(now, &vbds).unwrap().steps;
+        let nodes = statistics.next_job(moment, &vbds).unwrap().steps;
         assert!(matches!(nodes.last(), Some(Step::Watch(node, _)) if node == "ask"));
-        assert!(statistics.next_job(now, &vbds).is_none(), "one job at a time");
+        assert!(statistics.next_job(moment, &vbds).is_none(), "one job at a time");
         statistics.job_done(&[]);
-        assert!(statistics.next_job(now, &vbds).is_none(), "nothing was asked");
+        assert!(statistics.next_job(moment, &vbds).is_none(), "nothing was asked");
         for question in [Ok("5/1 2"), Ok(""), Err(StoreError::TooLong)] {
             statistics.notice();
             statistics.notice();
-            let look = statistics.next_job(now, &vbds).unwrap();
+            let look = statistics.next_job(moment, &vbds).unwrap();
             assert!(matches!(look.steps.as_slice(), [Step::Read(node)] if node == "ask"));
             statistics.job_done(&[question.map(xenbus::cut)]);
-            if let Some(answer) = statistics.next_job(now, &vbds) {
+            if let Some(answer) = statistics.next_job(moment, &vbds) {
                 assert_eq!(answer.steps.last(), Job::new(&answer.base).write("for", "5/1 2").steps.last());
                 statistics.job_done(&[]);
             } else {
                 assert_ne!(question, Ok("5/1 2"));
             }
-            assert!(statistics.next_job(now, &vbds).is_none());
+            assert!(statistics.next_job(moment, &vbds).is_none());
         }
     }
 }

@@ -57,6 +57,8 @@ fn all_requests_are_counted_and_shown_when_asked() {
         assert_eq!(number(&world, "read", "errors"), 0);
         assert_eq!(["state", "in-flight"].map(|name| number(&world, "device", name)), [4, 0]);
         assert!(number(&world, "device", "time") > number(&world, "device", "since"));
+        let free = world.state().free_pages as u64 * 4;
+        assert_eq!(number(&world, "device", "free-memory"), free, "in KiB");
         assert!(node(&world, "device").ends_with(" volume=nvme0n1"));
     }
 }

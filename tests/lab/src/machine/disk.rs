@@ -1,12 +1,13 @@
 //! What an emulated namespace keeps: a sparse raw file with a known pattern, which [`crate::oracle`] compares later.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// Bytes of a namespace.
 pub(crate) const DISK_SIZE: u64 = 512 << 20;
@@ -50,6 +51,22 @@ impl Disk {
         }
         let last = STAMP_DISTANCE - STAMP_SIZE;
         file.write_all_at(&chunk[last..], DISK_SIZE - STAMP_SIZE as u64)?;
+        Ok(())
+    }
+
+    /// Writes a partition table, as the real sfdisk makes it of this description. Nothing may be in flight then.
+    pub(crate) fn partition(&self, table: &str) -> Result<()> {
+        let mut sfdisk = Command::new("/usr/sbin/sfdisk");
+        sfdisk.args([
+            "--quiet",
+            "--no-reread",
+            "--no-tell-kernel",
+            "--wipe=never",
+            "--wipe-partitions=never",
+        ]);
+        let mut child = sfdisk.arg(&self.path).stdin(Stdio::piped()).spawn().context("sfdisk")?;
+        child.stdin.take().context("sfdisk takes no table")?.write_all(table.as_bytes())?;
+        ensure!(child.wait()?.success(), "sfdisk failed");
         Ok(())
     }
 

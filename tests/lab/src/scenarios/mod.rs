@@ -12,6 +12,7 @@ mod guests;
 mod hotplug;
 mod life;
 mod many;
+mod memory;
 mod peer;
 mod serving;
 mod statistics;
@@ -253,7 +254,7 @@ pub(crate) const BOOTS: &[Boot] = &[
         lane: Lane::Long,
         daemon: Daemon::Xenstored,
         xen_options: "",
-        stories: stories![many::devices_until_a_budget_refuses],
+        stories: stories![many::devices_until_a_budget_refuses, memory::of_64_devices_at_work],
     },
     Boot {
         name: "c-xenstored-more",

@@ -14,15 +14,15 @@ const EACH: u32 = 4;
 
 /// What a frontend and its backend agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Agreed {
+pub(super) struct Agreed {
     /// Pages of each ring, as a power of two.
-    order: u32,
-    queues: u32,
-    persistent: bool,
+    pub(super) order: u32,
+    pub(super) queues: u32,
+    pub(super) persistent: bool,
     /// Segments in a request; more than 11 go through indirect pages.
-    segments: u32,
+    pub(super) segments: u32,
     /// The frontend copies all data: its grants are persistent, or it does not trust its backend.
-    bounce: bool,
+    pub(super) bounce: bool,
 }
 
 /// blkfront's parameters, and what must come of them with a backend that offers everything.
@@ -141,12 +141,13 @@ fn verify(
     Expected::untouched(disk).anything(first..first + blocks).check()
 }
 
-fn load_driver(guest: &Linux, parameters: &str) -> Result<()> {
+/// Loads blkfront anew with these parameters. It may have no disk.
+pub(super) fn load_driver(guest: &Linux, parameters: &str) -> Result<()> {
     guest.run(&format!("rmmod xen_blkfront && insmod /modules/xen-blkfront.ko {parameters}")).map(drop)
 }
 
 /// What xvdb's frontend said in xenstore, in its kernel's log, and to its kernel.
-fn agreed(world: &World, guest: &Linux) -> Result<Agreed> {
+pub(super) fn agreed(world: &World, guest: &Linux) -> Result<Agreed> {
     let theirs = format!("/local/domain/{}/device/vbd/{XVDB}", guest.id()?);
     let node = |name: &str, absent: u32| -> Result<u32> {
         let said =

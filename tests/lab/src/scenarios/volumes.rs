@@ -1,10 +1,8 @@
 //! What a `target=` names: partitions, made by the real sfdisk, and who may have them.
 
-use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::{A_MOMENT, World};
 use crate::machine::{BLOCK_SIZE, DISK_SIZE, Disk, Linux, NAME, Platter, Settings};
@@ -173,11 +171,7 @@ fn partitioned(world: &World, table: &str) -> Result<Disk> {
     world.remove_platter()?;
     world.step("the host partitions the disk");
     let disk = world.fresh_disk(1)?;
-    let mut sfdisk = Command::new("/usr/sbin/sfdisk");
-    sfdisk.args(["--quiet", "--no-reread", "--no-tell-kernel", "--wipe=never", "--wipe-partitions=never"]);
-    let mut child = sfdisk.arg(disk.path()).stdin(Stdio::piped()).spawn().context("sfdisk")?;
-    child.stdin.take().context("sfdisk takes no table")?.write_all(table.as_bytes())?;
-    ensure!(child.wait()?.success(), "sfdisk failed");
+    disk.partition(table)?;
     Ok(disk)
 }
 
