@@ -48,14 +48,16 @@ fn all_requests_are_counted_and_shown_when_asked() {
         });
         assert_eq!(node(&world, "for"), format!("5/{DEV} 1 write"));
         let requests = ["read", "write", "flush", "discard"].map(|name| number(&world, name, "requests"));
-        let rejected = number(&world, "device", "rejected");
-        assert_eq!(requests.iter().sum::<u64>() + rejected, world.state().frontends[0].answered().0);
+        // Some ask for operations that there are not.
+        let counted = requests.iter().sum::<u64>() + number(&world, "device", "rejected");
+        assert_eq!(counted, world.state().frontends[0].answered().0);
         assert_eq!(latencies(&world).len(), 24);
         assert_eq!(latencies(&world).iter().sum::<u64>(), requests[1]);
         assert!(number(&world, "read", "sectors") >= requests[0], "a read has a sector at least");
         assert!(number(&world, "read", "took") > requests[0], "no read takes less than a microsecond");
         assert_eq!(number(&world, "read", "errors"), 0);
-        assert_eq!(["state", "in-flight"].map(|name| number(&world, "device", name)), [4, 0]);
+        let device = ["state", "in-flight"].map(|name| number(&world, "device", name));
+        assert_eq!(device, [4, 0]);
         assert!(number(&world, "device", "time") > number(&world, "device", "since"));
         let free = world.state().free_pages as u64 * 4;
         assert_eq!(number(&world, "device", "free-memory"), free, "in KiB");
