@@ -60,7 +60,7 @@ fn reason(world: &World, guest: u16) -> String {
 
 /// A moment in the middle of what guests do.
 fn middle(seed: u64) -> Duration {
-    Duration::from_millis(250 + 3 * (seed % 16))
+    Duration::from_millis(320 + 3 * (seed % 16))
 }
 
 fn at(world: &World, after: Duration, act: impl FnOnce(&mut State) + 'static) {
