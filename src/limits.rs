@@ -97,8 +97,8 @@ pub const MAPPINGS: usize = MAPTRACK - RINGS * RING_PAGES - KEEPERS * KEPT;
 /// registers, every ring. So an address never runs out.
 pub const MAPPED_PAGES: usize = 2 + CONTROLLERS * (REGISTERS / PAGE_SIZE) + RINGS * RING_PAGES;
 
-/// Devices that memory is kept free for when others take more than they need: what a domain's
-/// quotas allow by default, twice over.
+/// Devices that memory is kept free for when others take more than they need: more than twice
+/// as many as a domain's quotas allow by default.
 pub const LATECOMERS: usize = 96;
 
 /// Pages that a controller's queues and lists take up: kept free for each that may yet come.
