@@ -11,7 +11,7 @@
 //! | [`xenstore`] | the store client: requests, replies, watches over a byte ring |
 //! | [`volume`] | names to volumes, sectors to blocks |
 //! | [`drivers`] | pcifront and the disks' controllers |
-//! | [`blkback`] | virtual block devices: handshake, ring, requests in flight |
+//! | [`blkback`] | virtual block devices: handshake, rings, requests in flight |
 //! | [`domain`] | the event loop that joins these |
 //! | [`platform`] | Xen behind `hal`'s traits |
 //! | `sim` | the simulated world that tests run the core in (feature `sim`, never in the image) |

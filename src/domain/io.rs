@@ -19,26 +19,26 @@ use crate::volume::DiskIndex;
 /// Completions taken from one controller at a time.
 const COMPLETIONS: usize = limits::QUEUE_ENTRIES;
 
-// A token holds the vbd's place and the slot in its ring, and none of them is `OUR_FLUSH`.
+// A token holds the vbd's place and the slot of its request, and none of them is `OUR_FLUSH`.
 const _: () = assert!(limits::VBD_PLACES <= u16::MAX as usize && limits::SLOTS <= 1 << 8);
 
 /// The state of it: who has something to be done.
 pub(super) struct Io {
-    /// Rings that may hold requests not taken yet.
+    /// Vbds whose rings may hold requests not taken yet.
     called: Set,
-    /// Rings with requests to be issued to a disk.
+    /// Vbds with requests to be issued to a disk.
     queued: Set,
-    /// Rings with requests that have ended.
+    /// Vbds with requests that have ended.
     ended: Set,
-    /// Rings with answers to be published.
+    /// Vbds with answers to be published.
     answered: Set,
-    /// Rings popped since they were last armed.
+    /// Vbds whose rings were popped since they were last armed.
     popped: Set,
     /// Vbds whose rings faulted, or gave the last answer before the end.
     stirred: Set,
-    /// The ring whose turn it is first.
+    /// The vbd whose turn it is first.
     cursor: usize,
-    /// By controller, the ring whose turn it is to issue a command: after the one that issued the
+    /// By controller, the vbd whose turn it is to issue a command: after the one that issued the
     /// last, so that all have equal shares of what a full controller can take.
     issue_cursors: [usize; limits::CONTROLLERS],
     batch: Batch,
@@ -101,7 +101,7 @@ impl Io {
         }
     }
 
-    /// The frontend has sent an event, or its ring is new.
+    /// The frontend has sent an event, or its rings are new.
     pub(super) fn ring_called(&mut self, index: usize) {
         self.called.add(index);
     }
@@ -369,7 +369,7 @@ impl Io {
         }
     }
 
-    /// Makes commands of accepted requests, one a ring in turn, while the disks take them.
+    /// Makes commands of accepted requests, one a vbd in turn, while the disks take them.
     fn issue(&mut self, disks: &mut Disks, vbds: &mut Vbds) -> bool {
         let mut progress = false;
         for (controller, disk) in disks.iter_mut().enumerate() {
@@ -400,7 +400,7 @@ impl Io {
         progress
     }
 
-    /// The rings with requests to be issued to this controller.
+    /// The vbds with requests to be issued to this controller.
     fn queued_for(&self, controller: usize, vbds: &mut Vbds) -> Set {
         let mut set = Set::EMPTY;
         for index in self.queued.from(0) {
@@ -437,7 +437,7 @@ enum Step {
     Issued,
     /// The request cannot be done and has ended.
     Ended,
-    /// The ring has no request to issue.
+    /// The vbd has no request to issue.
     Empty,
     /// The disk takes no command now.
     Wait,

@@ -21,7 +21,7 @@ use crate::mem::private::PrivatePage;
 use crate::mem::{SharedPage, hook};
 use crate::units::{BusAddr, DomId, Instant, Port};
 
-/// The longest that the image puts something off by itself: a frontend that starts again and again.
+/// More than the image puts anything off by itself: at most the pause after a failure of xenstore.
 const LINGER: Duration = Duration::from_secs(7);
 
 /// What looking at the clock, or at a register, takes at most, in nanoseconds.

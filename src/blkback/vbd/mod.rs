@@ -256,7 +256,7 @@ impl Vbd {
         }
     }
 
-    /// The frontend broke its ring: this device closes.
+    /// The frontend broke a ring: this device closes.
     pub fn fault(&mut self, fault: FrontendFault) {
         if let Some(connection) = &mut self.connection {
             connection.requests.close();
@@ -427,7 +427,7 @@ impl Vbd {
         self.turn(now, hal);
     }
 
-    /// Does what time and the ring's progress allow.
+    /// Does what time and the rings' progress allow.
     pub fn turn(&mut self, now: Instant, hal: &mut impl Hal) {
         self.retry_at = self.retry_at.filter(|at| now < *at);
         if let Some(connection) = &mut self.connection {

@@ -59,7 +59,7 @@ pub(super) fn starts_again_while_connected(world: &World) -> Result<()> {
     }
     world.step("the frontend says another ring, and then its own");
     let ring = world.machine().dom0(&format!("xenstore-read {}/ring-ref", vbd.theirs))?;
-    // By now InitWait lasts for seconds: ours is at 2 long before the ring is looked at.
+    // By now InitWait lasts for most of a second: ours is at 2 long before the ring is looked at.
     vbd.write_theirs(world, "ring-ref", "4000000")?;
     vbd.write_theirs(world, "state", "3")?;
     vbd.wait_ours(world, 2)?;
