@@ -71,7 +71,8 @@ enum Action {
     ///
     /// Boots the conformance image of tests/frontend as a guest of each, on emulated machines, two at a time, and
     /// prints a table of all checks, the reason of each that did not pass, and counts. Exits with 1 when platter fails a check, when
-    /// Linux's xen-blkback fails one that cites no source against it, or when platter or Linux did not come to the end.
+    /// Linux's xen-blkback fails one that cites no source against it, when platter or Linux did not come to the end, or when
+    /// qdisk did not begin.
     Conformance {
         /// Only checks whose name contains this.
         filter: Option<String>,
