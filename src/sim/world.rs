@@ -21,7 +21,8 @@ use crate::mem::private::PrivatePage;
 use crate::mem::{SharedPage, hook};
 use crate::units::{BusAddr, DomId, Instant, Port};
 
-/// More than the image puts anything off by itself: at most the pause after a failure of xenstore.
+/// The longest that the image puts off what somebody may wait for: a little more than its longest
+/// pause after a failure of xenstore.
 const LINGER: Duration = Duration::from_secs(7);
 
 /// What looking at the clock, or at a register, takes at most, in nanoseconds.
