@@ -106,6 +106,11 @@ pub struct Requests {
     mapping: Queue,
     /// Wait for commands to be issued.
     issue: Queue,
+    /// Discards that wait until another one is answered.
+    discards: Queue,
+    /// The discard under way. A disk may take long for each of its commands, and all who share the disk
+    /// wait for those that it has: so a device has one of them at a time.
+    discard: Option<u8>,
     /// Wait for their pages to be given back.
     finished: Queue,
     /// Wait for the hypercall that gives their pages back.
@@ -139,6 +144,8 @@ impl Requests {
             copying: Queue::new(),
             mapping: Queue::new(),
             issue: Queue::new(),
+            discards: Queue::new(),
+            discard: None,
             finished: Queue::new(),
             reaped: Queue::new(),
             held: 0,
@@ -221,8 +228,9 @@ impl Requests {
                 slot.next = Block(slot.next.0.saturating_add(blocks.0));
             }
         }
-        // Data that comes with a flush waits until the flush is done.
-        if issued == Issued::Flush || slot.all_issued() {
+        // What comes after a flush, or a part of a discard, waits until that is done.
+        let waits = matches!(issued, Issued::Flush | Issued::Blocks(_));
+        if waits || slot.all_issued() {
             self.dequeue();
         }
     }
@@ -277,12 +285,16 @@ impl Requests {
             if slot.op == Operation::Barrier {
                 self.barrier = None;
             }
+            if self.discard == Some(index) {
+                self.discard = None;
+            }
             if let Some(page) = slot.page.take() {
                 self.means.segment_pages.push(page).expect("each page came from here");
             }
             self.free.push(index);
         }
         self.start_barrier();
+        self.start_discard();
     }
 
     /// Shows the guest the answers; notifies the ports of rings that asked for it.
@@ -313,11 +325,16 @@ impl Requests {
 
     /// A request has all it needs.
     fn ready(&mut self, index: u8) {
-        if self.means.slots[index].op == Operation::Barrier {
-            self.barrier = Some(Barrier::Waiting(index));
-            self.start_barrier();
-        } else {
-            self.enqueue(index);
+        match self.means.slots[index].op {
+            Operation::Barrier => {
+                self.barrier = Some(Barrier::Waiting(index));
+                self.start_barrier();
+            }
+            Operation::Discard => {
+                self.discards.push(index);
+                self.start_discard();
+            }
+            Operation::Read | Operation::Write | Operation::Flush => self.enqueue(index),
         }
     }
 
@@ -328,6 +345,14 @@ impl Requests {
         {
             self.barrier = Some(Barrier::UnderWay);
             self.enqueue(index);
+        }
+    }
+
+    /// Lets a discard begin once the one before was answered.
+    fn start_discard(&mut self) {
+        if self.discard.is_none() {
+            self.discard = self.discards.pop();
+            self.discard.into_iter().for_each(|index| self.enqueue(index));
         }
     }
 

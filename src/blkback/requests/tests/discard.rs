@@ -16,21 +16,21 @@ impl Rig {
 }
 
 #[test]
-fn a_discard_is_issued_in_as_many_parts_as_the_disk_needs() {
+fn a_discard_is_issued_in_as_many_parts_as_the_disk_needs_one_at_a_time() {
     for failing in [None, Some(0), Some(3)] {
         let mut rig = offered(volume(1024, 1000), false);
         rig.front().submit(&discard(Protocol::X86_64, 7, 200, 200));
         rig.admit();
-        for (first, left) in [(100, 100), (130, 70), (160, 40), (190, 10)] {
+        let parts = [(100, 100), (130, 70), (160, 40), (190, 10)];
+        for (part, (first, left)) in parts.into_iter().enumerate().take(failing.unwrap_or(3) + 1) {
             assert_eq!(rig.next(), Some(Work::Discard(Block(first), Block(left))));
             rig.requests.issued(Issued::Blocks(Block(left.min(30))));
-        }
-        assert_eq!(rig.next(), None);
-        for part in 0..4 {
+            assert_eq!(rig.next(), None, "a part is outstanding");
             rig.settle();
-            assert_eq!(rig.answer(), None, "parts are outstanding");
+            assert_eq!(rig.answer(), None);
             rig.requests.completed(0, failing != Some(part));
         }
+        assert_eq!(rig.next(), None);
         rig.settle();
         let status = if failing.is_some() { ERROR } else { OKAY };
         assert_eq!(rig.front().response(), Some((DISCARD, 7, status)));
@@ -39,6 +39,35 @@ fn a_discard_is_issued_in_as_many_parts_as_the_disk_needs() {
         assert_eq!((discard.requests, discard.sectors, write.requests), (1, sectors, 0));
         rig.close();
     }
+}
+
+#[test]
+fn a_device_discards_one_after_the_other_and_nothing_else_waits_for_that() {
+    let mut rig = offered(volume(512, 1000), false);
+    for id in 0..3 {
+        rig.front().submit(&discard(Protocol::X86_64, id, id * 8, 8));
+    }
+    // These are done without the disk, or not at all.
+    rig.front().submit(&discard(Protocol::X86_64, 3, 0, 0));
+    rig.front().submit(&discard(Protocol::X86_64, 4, 1000, 8));
+    rig.submit(READ, 5, 0, &[(1, 0, 7)]);
+    rig.admit();
+    rig.issue(SEGMENTS);
+    assert_eq!(rig.works(), [Work::Discard(Block(0), Block(8)), Work::Read(Block(0))]);
+    rig.settle();
+    assert_eq!([rig.answer(), rig.answer()], [Some((4, ERROR)), Some((3, OKAY))]);
+    rig.issue(SEGMENTS);
+    assert_eq!(rig.held.len(), 2, "what was done without the disk lets no other begin");
+    rig.complete(1, true);
+    for id in 0..3 {
+        assert_eq!(rig.works(), [Work::Discard(Block(id * 8), Block(8))]);
+        rig.complete(0, id != 1);
+        rig.settle();
+        rig.issue(SEGMENTS);
+    }
+    let answers = std::array::from_fn(|_| rig.answer());
+    assert_eq!(answers, [Some((5, OKAY)), Some((0, OKAY)), Some((1, ERROR)), Some((2, OKAY))]);
+    rig.close();
 }
 
 #[test]
@@ -76,10 +105,8 @@ fn a_discard_that_the_disk_cannot_express_ends_after_what_was_issued() {
     rig.front().submit(&discard(Protocol::X86_64, 7, 0, 100));
     rig.admit();
     rig.requests.issued(Issued::Blocks(Block(40)));
-    rig.requests.refused();
-    rig.settle();
-    assert_eq!(rig.answer(), None);
     rig.requests.completed(0, true);
+    rig.requests.refused();
     rig.settle();
     assert_eq!(rig.answer(), Some((7, ERROR)));
 }
