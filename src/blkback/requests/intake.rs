@@ -80,7 +80,12 @@ impl Requests {
     ) -> Result<Admitted, FrontendFault> {
         let before = (batch.copies.len(), batch.maps.len());
         let mut requests = 0;
-        while usize::from(requests) < limit && self.can_take() && batch.has_room() {
+        while usize::from(requests) < limit && self.can_take() {
+            if !batch.has_room() {
+                // What the event was for is not seen yet.
+                self.intake.more = true;
+                break;
+            }
             let (ring, entry) = match self.next_entry() {
                 Ok(Some(next)) => next,
                 Ok(None) => break,

@@ -110,3 +110,17 @@ fn one_broken_ring_fails_the_device_however_busy_the_others_are() {
         }
     }
 }
+
+#[test]
+fn a_ring_that_was_not_looked_at_for_lack_of_room_waits_for_no_other_event() {
+    let mut rig = Rig::new(volume(512, 1000), false);
+    assert!(rig.admit().requests == 0 && !rig.requests.arm());
+    rig.submit(READ, 1, 0, &[(1, 0, 7)]);
+    assert_eq!(rig.admit_into(SEGMENTS - 1).requests, 0);
+    assert!(rig.requests.backlog(), "its event is used up");
+    assert_eq!(rig.admit().requests, 1);
+    rig.work();
+    rig.settle();
+    assert_eq!(rig.answer(), Some((1, OKAY)));
+    rig.close();
+}
