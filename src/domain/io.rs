@@ -19,6 +19,10 @@ use crate::volume::DiskIndex;
 /// Completions taken from one controller at a time.
 const COMPLETIONS: usize = limits::QUEUE_ENTRIES;
 
+/// Turns that may pass until rings that were popped are armed. Some guest may give work to every turn,
+/// so that there is none to sleep after, and one whose ring is not armed sends no event.
+const ARM_TURNS: u32 = 16;
+
 // A token holds the vbd's place and the slot of its request, and none of them is `OUR_FLUSH`.
 const _: () = assert!(limits::VBD_PLACES <= u16::MAX as usize && limits::SLOTS <= 1 << 8);
 
@@ -34,6 +38,8 @@ pub(super) struct Io {
     answered: Set,
     /// Vbds whose rings were popped since they were last armed.
     popped: Set,
+    /// Turns since then.
+    turns: u32,
     /// Vbds whose rings faulted, or gave the last answer before the end.
     stirred: Set,
     /// The vbd whose turn it is first.
@@ -86,6 +92,7 @@ impl Io {
             ended: Set::EMPTY,
             answered: Set::EMPTY,
             popped: Set::EMPTY,
+            turns: 0,
             stirred: Set::EMPTY,
             cursor: 0,
             issue_cursors: [0; limits::CONTROLLERS],
@@ -182,6 +189,10 @@ impl Io {
             disk.kick(hal);
         }
         self.publish(hal, vbds);
+        self.turns += 1;
+        if self.turns >= ARM_TURNS {
+            self.arm(vbds);
+        }
         progress
     }
 
@@ -423,6 +434,7 @@ impl Io {
     /// Asks each frontend whose ring was popped for an event at its next request; returns whether
     /// one has published a request meanwhile.
     pub(super) fn arm(&mut self, vbds: &mut Vbds) -> bool {
+        self.turns = 0;
         for index in core::mem::take(&mut self.popped).from(0) {
             if requests(vbds, index).is_some_and(Requests::arm) {
                 self.called.add(index);

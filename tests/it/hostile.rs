@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use platter::domain::End;
 use platter::limits;
+use platter::sim::abi::ENTRY_BYTES;
 use platter::sim::frontend::{Frontend, front_path};
 use platter::sim::machine::Machine;
 use platter::sim::nvme::{Faults, Settings};
@@ -294,6 +295,32 @@ fn storm(rogue: Rogue, state: &mut State, asked: u32) {
     if asked < 5_000 {
         let next = state.machine.now + Duration::from_micros(20);
         state.at(next, move |state| storm(rogue, state, asked + 1));
+    }
+}
+
+#[test]
+fn a_storm_of_nonsense_leaves_others_their_share() {
+    for seed in 0..4 {
+        let mut world = partitioned(seed, 2);
+        let rogue = connected(&world, 5, "/dev/nvme0n1p1");
+        let patience = Duration::from_millis(20);
+        let one = Load { depth: 1, patience, ..Load::new(0, SECTORS / 4, 1000) };
+        let (_, calm) = attach(&world, 7, "/dev/nvme0n1p2", one);
+        // An operation that is unknown, and is so again when the answer is written over it.
+        (0..32).for_each(|place| rogue.put_entry(place, &[77; ENTRY_BYTES]));
+        rogue.later(&world, CONNECTED, |rogue, state| storm_every_turn(rogue, state, 0));
+        run(&mut world, |_, _| DONE);
+        assert_eq!(answered(&world, calm), (1000, 0), "seed {seed}");
+        assert!(rogue.answers() > 10_000, "seed {seed}");
+    }
+}
+
+/// Has asked for something whenever anybody looks.
+fn storm_every_turn(rogue: Rogue, state: &mut State, asked: u32) {
+    rogue.claim(&mut state.machine, rogue.answers() + 32);
+    if asked < 20_000 {
+        let next = state.machine.now + Duration::from_nanos(1);
+        state.at(next, move |state| storm_every_turn(rogue, state, asked + 1));
     }
 }
 
