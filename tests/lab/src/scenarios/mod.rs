@@ -240,7 +240,7 @@ pub(crate) const BOOTS: &[Boot] = &[
         lane: Lane::Long,
         daemon: Daemon::Oxenstored,
         xen_options: "",
-        stories: stories![peer::side_by_side, systems::a_linux_driver_domain_agrees_to_the_same],
+        stories: stories![systems::a_linux_driver_domain_agrees_to_the_same, peer::side_by_side],
     },
     Boot {
         name: "endurance",
