@@ -29,13 +29,11 @@ impl Share {
     /// What another device may have, of what these leave: so many rings that the budget for all lasts
     /// for ever more devices, and one for each that there can be.
     fn left_by(others: impl Iterator<Item = Self>) -> Allowance {
-        let (mut devices, mut spare, mut keepers) = (0, RINGS - VBDS, 0);
+        let (mut spare, mut keepers) = (RINGS - VBDS, 0);
         for other in others {
-            devices += usize::from(other.rings > 0);
             spare -= other.rings.saturating_sub(1).min(spare);
             keepers += usize::from(other.keeps);
         }
-        debug_assert!(devices <= VBDS);
         // A sixteenth of what is left, as a power of two.
         let rings = 1 << (spare / QUEUES).max(1).ilog2();
         Allowance { rings: rings.min(QUEUES), keeps: keepers < KEEPERS }

@@ -32,7 +32,7 @@ struct Case {
 }
 
 /// On four processors. blkfront keeps a grant for each segment of each ring entry, of which Xen gives a guest 32768,
-/// and with persistent grants a page too: not everything can be at its largest at once.
+/// and with persistent grants a page too: so not everything is at its largest in one case.
 const FOUR_PROCESSORS: &[Case] = &[
     Case {
         parameters: "",
