@@ -13,7 +13,7 @@
 //! Nodes are looked at again whenever something may have changed, and what they say now is what
 //! counts: events carry nothing, come late, and several at once. Every write holds only while our
 //! state node is what we last knew, so a directory that was removed or made anew is never touched.
-//! `domain` carries the jobs, and serves [`Vbd::ring_mut`] whenever there is one.
+//! `domain` carries the jobs, and serves [`Vbd::requests_mut`] whenever there is one.
 //!
 //! Here is what a device is asked and what it asks for; what it makes of what it sees is in
 //! `sight`.

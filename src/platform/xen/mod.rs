@@ -1,5 +1,5 @@
 //! A 64-bit PV domain on Xen: boot in order, then `hal`'s traits by hypercalls. One vCPU, one
-//! thread, upcalls masked (see [`events`]).
+//! thread, upcalls masked (see `events`).
 
 mod clock;
 mod console;

@@ -22,4 +22,5 @@ pub(crate) const ROOMS: &[&[Check]] = &[
     ring::CHECKS,
     shapes::CHECKS,
     grants::CHECKS,
+    ring::LAST,
 ];

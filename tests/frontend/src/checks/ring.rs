@@ -17,11 +17,6 @@ const BEFORE_WRAP: u32 = 0xffff_ffc0;
 /// The room.
 pub(crate) const CHECKS: &[Check] = &[
     Check::new("ring/entries-wrap", entries_wrap),
-    Check::because(
-        "ring/indexes-wrap",
-        "ring.h: indexes are free-running and compared by their difference; BACK_RING_ATTACH starts at rsp_prod",
-        indexes_wrap,
-    ),
     Check::new("ring/full", |stage| {
         stage.connect(Terms::PLAIN)?;
         (0..4).try_for_each(|_| stage.fill_ring(0))
@@ -41,7 +36,17 @@ pub(crate) const CHECKS: &[Check] = &[
     Check::new("ring/unused-bytes-are-ignored", unused_bytes),
     Check::new("ring/events-without-requests", events_without_requests),
     Check::new("ring/reads-and-writes-mixed", mixed),
+];
+
+/// What may leave a backend unable to serve anybody after: QEMU's, which starts at index 0, then takes
+/// billions of requests for published and works through them, and now and then closes only when it has.
+pub(crate) const LAST: &[Check] = &[
     Check::new("ring/overrun-ends-only-the-connection", overrun),
+    Check::because(
+        "ring/indexes-wrap",
+        "ring.h: indexes are free-running and compared by their difference; BACK_RING_ATTACH starts at rsp_prod",
+        indexes_wrap,
+    ),
 ];
 
 fn entries_wrap(stage: &mut Stage) -> Verdict {
