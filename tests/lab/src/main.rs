@@ -2,6 +2,7 @@
 //!
 //! [`setup`] assembles the machine from Debian's packages, [`image`] builds what it boots, [`machine`] runs it.
 //! [`scenarios`] are the stories told on it, judged by [`oracle`] and [`flushes`]; [`conformance`] compares platter with other backends.
+//! [`mutants`] shows that the host's tests find mistakes.
 
 mod conformance;
 mod demo;
@@ -10,6 +11,7 @@ mod flushes;
 mod image;
 mod interrupt;
 mod machine;
+mod mutants;
 mod oracle;
 mod paths;
 mod process;
@@ -75,6 +77,13 @@ enum Action {
     /// qdisk did not begin.
     Conformance {
         /// Only checks whose name contains this.
+        filter: Option<String>,
+    },
+    /// Show that the host's tests find mistakes: each of tests/mutants.toml is made in a copy of the sources, and looked for.
+    ///
+    /// Prints for each the first test that failed. Takes about a minute each; exits with 1 when one survives all tests.
+    Mutants {
+        /// Only mutants whose name contains this.
         filter: Option<String>,
     },
     /// Work at dom0's console with platter running.
@@ -145,6 +154,11 @@ fn run(command: Action, progress: &Progress) -> Result<ExitCode> {
         }
         Action::Conformance { filter } => {
             if !conformance::run(progress, filter.as_deref())?.complaints().is_empty() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Action::Mutants { filter } => {
+            if !mutants::run::run(progress, filter.as_deref())? {
                 return Ok(ExitCode::FAILURE);
             }
         }

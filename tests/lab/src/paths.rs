@@ -34,3 +34,8 @@ pub(crate) fn cache() -> PathBuf {
 pub(crate) fn runs() -> PathBuf {
     target().join("lab/runs")
 }
+
+/// Copies of the sources with mistakes in them, and what is built of these.
+pub(crate) fn mutants() -> PathBuf {
+    target().join("mutants")
+}

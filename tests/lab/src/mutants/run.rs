@@ -1,0 +1,210 @@
+//! `cargo lab mutants`: has the host's tests find each mutant, and says which one did.
+
+use std::fmt::{self, Display, Formatter};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::{Mutant, all, copy_with, target};
+use crate::progress::{Progress, Step};
+use crate::{interrupt, process, report};
+
+/// Worlds of each kind that the tests try: a mistake that matters shows in few.
+const SEEDS: &str = "40";
+
+/// A test program that has not ended by then has been hung by its mutant.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// Cargo's words for a kind of tests.
+type Tests = &'static [&'static str];
+const UNIT: Tests = &["--lib"];
+const INTEGRATION: Tests = &["--test", "it"];
+
+/// What became of a mutant.
+#[derive(PartialEq, Eq, Debug)]
+enum Fate {
+    /// This test failed.
+    Caught(String),
+    /// The tests came to no end.
+    Hung,
+    /// The tests ended without a word, as by a signal.
+    Crashed,
+    Survived,
+    DoesNotBuild(String),
+}
+
+impl Fate {
+    fn is_good(&self) -> bool {
+        matches!(self, Self::Caught(_) | Self::Hung | Self::Crashed)
+    }
+}
+
+impl Display for Fate {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Caught(test) => out.write_str(test),
+            Self::Hung => write!(out, "tests that do not end in {} s", LIMIT.as_secs()),
+            Self::Crashed => out.write_str("tests that crash"),
+            Self::Survived => out.write_str("SURVIVED"),
+            Self::DoesNotBuild(_) => out.write_str("DOES NOT BUILD"),
+        }
+    }
+}
+
+/// Tries the mutants whose name contains `filter`, and prints a table; whether all were caught.
+///
+/// # Errors
+/// No mutant has such a name, one cannot be applied, the sources fail their tests without any, or the user interrupts.
+pub(crate) fn run(progress: &Progress, filter: Option<&str>) -> Result<bool> {
+    let filter = filter.unwrap_or_default();
+    let mutants: Vec<Mutant> = all()?.into_iter().filter(|mutant| mutant.name.contains(filter)).collect();
+    if mutants.is_empty() {
+        bail!("no mutant's name contains {filter:?}");
+    }
+    let step = progress.task("mutants");
+    let mut rows = Vec::new();
+    let mut bad = 0;
+    for (number, mutant) in (1..).zip(&mutants) {
+        let start = Instant::now();
+        step.now(&format!("{number} of {}: {}", mutants.len(), mutant.name));
+        let fate = try_one(&step, mutant)?;
+        bad += usize::from(!fate.is_good());
+        let seconds = start.elapsed().as_secs();
+        if let Fate::DoesNotBuild(why) = &fate {
+            step.say(why);
+        }
+        step.say(&format!("{}: {fate} ({seconds} s)", mutant.name));
+        rows.push(vec![mutant.name.clone(), fate.to_string()]);
+    }
+    progress.say(&report::table(&["mutant", "caught by"], &rows));
+    progress.say(&format!("{} mutants, {} caught, {bad} not", mutants.len(), mutants.len() - bad));
+    Ok(bad == 0)
+}
+
+/// Builds one mutant's tests and runs them: first the one that is known to find it, then all.
+fn try_one(step: &Step, mutant: &Mutant) -> Result<Fate> {
+    let folder = copy_with("tested", &[&mutant.name])?;
+    let known = &mutant.caught_by;
+    let fate = run_tests(&folder, &[holder(&folder, known)], &["--exact", known])?;
+    if fate != Fate::Survived {
+        return Ok(fate);
+    }
+    step.now(&format!("{}: not found by {known}, trying all tests", mutant.name));
+    // Those of `tidy` read the sources as texts.
+    run_tests(&folder, &[UNIT, INTEGRATION], &["--skip", "tidy::"])
+}
+
+/// Which tests this is one of: integration tests have modules that are files of theirs.
+fn holder(folder: &Path, test: &str) -> Tests {
+    let module = test.split("::").next().unwrap_or_default();
+    let file = folder.join("tests/it").join(module);
+    if file.is_dir() || file.with_extension("rs").is_file() { INTEGRATION } else { UNIT }
+}
+
+/// Builds these tests and runs them with these arguments, to the first that fails.
+fn run_tests(folder: &Path, tests: &[Tests], arguments: &[&str]) -> Result<Fate> {
+    let mut cargo = Command::new("cargo");
+    cargo.args([
+        "test",
+        "--quiet",
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+        "--features",
+        "sim",
+    ]);
+    cargo.args(tests.concat()).current_dir(folder).env("CARGO_TARGET_DIR", target()).stdin(Stdio::null());
+    let output = cargo.output().with_context(|| format!("cannot run {}", process::line(&cargo)))?;
+    interrupt::check()?;
+    if !output.status.success() {
+        return Ok(Fate::DoesNotBuild(process::tail(&String::from_utf8_lossy(&output.stderr), 40)));
+    }
+    for program in programs(&String::from_utf8_lossy(&output.stdout)) {
+        if let Some(fate) = run_program(folder, &program, arguments, LIMIT)? {
+            return Ok(fate);
+        }
+    }
+    Ok(Fate::Survived)
+}
+
+/// The programs among cargo's messages, one JSON object a line.
+fn programs(messages: &str) -> Vec<PathBuf> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).collect()
+}
+
+/// Runs a test program to its first failure; none, when it has none.
+fn run_program(folder: &Path, program: &Path, arguments: &[&str], limit: Duration) -> Result<Option<Fate>> {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(folder).env("SEEDS", SEEDS);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let stdout = child.stdout.take().context("no pipe from the child")?;
+    let (sender, lines) = mpsc::channel();
+    // Ends with the child, which is killed below.
+    thread::spawn(move || {
+        BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+    });
+    let until = Instant::now() + limit;
+    let fate = loop {
+        match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                if let Some(test) = failed(&line) {
+                    break Some(Fate::Caught(test.to_owned()));
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => break Some(Fate::Hung),
+            Err(RecvTimeoutError::Disconnected) => {
+                break (!child.wait()?.success()).then_some(Fate::Crashed);
+            }
+        }
+    };
+    // It may have ended by itself.
+    let _ = child.kill();
+    child.wait()?;
+    interrupt::check()?;
+    Ok(fate)
+}
+
+/// The test that a line of a test program calls failed.
+fn failed(line: &str) -> Option<&str> {
+    line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paths;
+
+    #[test]
+    fn a_programs_end_is_seen() {
+        let fate_within = |limit: u64, script: &str| {
+            let limit = Duration::from_secs(limit);
+            run_program(Path::new("."), Path::new("/bin/sh"), &["-c", script], limit).unwrap()
+        };
+        let fate = |script: &str| fate_within(900, script);
+        assert_eq!(fate("echo 'test a::b ... ok'"), None);
+        let caught = fate("echo 'test a::b ... ok'; echo 'test a::c ... FAILED'; exec sleep 1000");
+        assert_eq!(caught, Some(Fate::Caught("a::c".to_owned())), "it is not waited for");
+        assert_eq!(fate("kill -SEGV $$"), Some(Fate::Crashed));
+        assert_eq!(fate_within(0, "exec sleep 1000"), Some(Fate::Hung));
+    }
+
+    #[test]
+    fn a_tests_module_says_where_it_is() {
+        let holder = |test| holder(&paths::workspace(), test);
+        assert_eq!((holder("storms::x"), holder("life::part_1")), (INTEGRATION, INTEGRATION));
+        assert_eq!(holder("wire::ring::tests::x"), UNIT);
+    }
+
+    #[test]
+    fn programs_are_found_among_messages() {
+        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
+                        {\"reason\":\"compiler-artifact\",\"executable\":\"/t/it-1\"}\nnoise\n";
+        assert_eq!(programs(messages), [PathBuf::from("/t/it-1")]);
+    }
+}
