@@ -80,6 +80,9 @@ pub(crate) fn run(progress: &Progress, filter: Option<&str>) -> Result<bool> {
             step.say(why);
         }
         step.say(&format!("{}: {fate} ({seconds} s)", mutant.name));
+        if fate == Fate::Survived {
+            step.say(&format!("  what it would do: {}", mutant.why));
+        }
         rows.push(vec![mutant.name.clone(), fate.to_string()]);
     }
     progress.say(&report::table(&["mutant", "caught by"], &rows));
