@@ -38,10 +38,15 @@ impl Journal {
 impl Drop for Journal {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            LINES.with_borrow(|lines| lines.iter().for_each(|line| eprintln!("{line}")));
+            show();
             eprintln!("replay with: {}", self.replay);
         }
     }
+}
+
+/// Prints the journal, which is there until the next one begins.
+pub(crate) fn show() {
+    LINES.with_borrow(|lines| lines.iter().for_each(|line| eprintln!("{line}")));
 }
 
 /// Adds a line.

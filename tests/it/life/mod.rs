@@ -3,7 +3,8 @@
 //! nobody waits for ever, one of them, whose disk is sound, never waits long; and when they are
 //! gone, nothing of theirs is left.
 //!
-//! `SEEDS=N` runs so many seeds of each part, `SEED=N` that one alone and shows what happens.
+//! `SEEDS=N` runs so many seeds of each part, as `cargo test` does. `cargo lab sim` runs as many as one likes, and one
+//! seed with all that happens in its world.
 
 mod events;
 mod script;
@@ -25,7 +26,7 @@ use platter::units::DomId;
 
 use self::script::Cue;
 use crate::host::{note_frontends, run};
-use crate::journal::{Journal, note};
+use crate::journal::{self, Journal, note};
 use crate::left::{Footprint, nothing_is_left};
 
 /// Namespaces of each controller for everybody. The first controller is the one that fails; the
@@ -76,7 +77,7 @@ fn fresh() -> &'static Footprint {
 /// Everything from one seed.
 fn storm(seed: u64) {
     let fresh = fresh();
-    let _journal = Journal::new(format!("SEED={seed} cargo test --features sim --test it life::one"));
+    let _journal = Journal::new(format!("cargo lab sim --seed {seed}"));
     let mut rng = Rng::new(seed);
     let mut world = world(seed);
     let script = script::script(&mut rng);
@@ -206,9 +207,17 @@ fn part_4() {
     seeds(3);
 }
 
+/// The seeds in `SEED`, named as they begin: `FIRST..END`, or one, whose journal is shown.
 #[test]
-fn one() {
-    if let Some(seed) = std::env::var("SEED").ok().and_then(|text| text.parse().ok()) {
+fn some() {
+    let Ok(text) = std::env::var("SEED") else { return };
+    let number = |text: &str| text.parse().expect("SEED holds numbers");
+    let Some((first, end)) = text.split_once("..") else {
+        storm(number(&text));
+        return journal::show();
+    };
+    for seed in number(first)..number(end) {
+        println!("seed {seed}");
         storm(seed);
     }
 }

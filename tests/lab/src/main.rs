@@ -2,7 +2,7 @@
 //!
 //! [`setup`] assembles the machine from Debian's packages, [`image`] builds what it boots, [`machine`] runs it.
 //! [`scenarios`] are the stories told on it, judged by [`oracle`] and [`flushes`]; [`conformance`] compares platter with other backends.
-//! [`mutants`] shows that the host's tests find mistakes.
+//! [`sim`] runs the image in simulated worlds, and [`mutants`] shows that the host's tests find mistakes.
 
 mod conformance;
 mod demo;
@@ -15,11 +15,13 @@ mod mutants;
 mod oracle;
 mod paths;
 mod process;
+mod programs;
 mod progress;
 mod report;
 mod scenarios;
 mod setup;
 mod shell;
+mod sim;
 mod test;
 
 use std::process::ExitCode;
@@ -78,6 +80,18 @@ enum Action {
     Conformance {
         /// Only checks whose name contains this.
         filter: Option<String>,
+    },
+    /// Run the image's core in simulated worlds: guests, controllers, Xen and xenstore, with faults, each from one seed.
+    ///
+    /// Needs no emulated machine. Spreads the seeds over the processors, says how it goes, and prints for each seed that
+    /// fails what happened last and the command that replays it. Exits with 1 when one fails.
+    Sim {
+        /// How many seeds, from 0 on.
+        #[arg(long, default_value_t = 5000, value_name = "N")]
+        seeds: u64,
+        /// This seed alone, with all that happens in its world.
+        #[arg(long, value_name = "S", conflicts_with = "seeds")]
+        seed: Option<u64>,
     },
     /// Show that the host's tests find mistakes: each of tests/mutants.toml is made in a copy of the sources, and looked for.
     ///
@@ -154,6 +168,11 @@ fn run(command: Action, progress: &Progress) -> Result<ExitCode> {
         }
         Action::Conformance { filter } => {
             if !conformance::run(progress, filter.as_deref())?.complaints().is_empty() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Action::Sim { seeds, seed } => {
+            if !seed.map_or_else(|| sim::many(progress, seeds), sim::one)? {
                 return Ok(ExitCode::FAILURE);
             }
         }

@@ -2,29 +2,24 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 
 use super::{Mutant, all, copy_with, target};
+use crate::programs::{self, INTEGRATION, Tests, UNIT};
 use crate::progress::{Progress, Step};
-use crate::{interrupt, process, report};
+use crate::{interrupt, report};
 
 /// Worlds of each kind that the tests try: a mistake that matters shows in few.
 const SEEDS: &str = "40";
 
 /// A test program that has not ended by then has been hung by its mutant.
 const LIMIT: Duration = Duration::from_secs(900);
-
-/// Cargo's words for a kind of tests.
-type Tests = &'static [&'static str];
-const UNIT: Tests = &["--lib"];
-const INTEGRATION: Tests = &["--test", "it"];
 
 /// What became of a mutant.
 #[derive(PartialEq, Eq, Debug)]
@@ -112,33 +107,16 @@ fn holder(folder: &Path, test: &str) -> Tests {
 
 /// Builds these tests and runs them with these arguments, to the first that fails.
 fn run_tests(folder: &Path, tests: &[Tests], arguments: &[&str]) -> Result<Fate> {
-    let mut cargo = Command::new("cargo");
-    cargo.args([
-        "test",
-        "--quiet",
-        "--no-run",
-        "--message-format=json-render-diagnostics",
-        "--features",
-        "sim",
-    ]);
-    cargo.args(tests.concat()).current_dir(folder).env("CARGO_TARGET_DIR", target()).stdin(Stdio::null());
-    let output = cargo.output().with_context(|| format!("cannot run {}", process::line(&cargo)))?;
-    interrupt::check()?;
-    if !output.status.success() {
-        return Ok(Fate::DoesNotBuild(process::tail(&String::from_utf8_lossy(&output.stderr), 40)));
-    }
-    for program in programs(&String::from_utf8_lossy(&output.stdout)) {
+    let programs = match programs::build(folder, &target(), tests)? {
+        Ok(programs) => programs,
+        Err(why) => return Ok(Fate::DoesNotBuild(why)),
+    };
+    for program in programs {
         if let Some(fate) = run_program(folder, &program, arguments, LIMIT)? {
             return Ok(fate);
         }
     }
     Ok(Fate::Survived)
-}
-
-/// The programs among cargo's messages, one JSON object a line.
-fn programs(messages: &str) -> Vec<PathBuf> {
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).collect()
 }
 
 /// Runs a test program to its first failure; none, when it has none.
@@ -202,12 +180,5 @@ mod tests {
         let holder = |test| holder(&paths::workspace(), test);
         assert_eq!((holder("storms::x"), holder("life::part_1")), (INTEGRATION, INTEGRATION));
         assert_eq!(holder("wire::ring::tests::x"), UNIT);
-    }
-
-    #[test]
-    fn programs_are_found_among_messages() {
-        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
-                        {\"reason\":\"compiler-artifact\",\"executable\":\"/t/it-1\"}\nnoise\n";
-        assert_eq!(programs(messages), [PathBuf::from("/t/it-1")]);
     }
 }
