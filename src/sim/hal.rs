@@ -110,8 +110,9 @@ impl Grants for World {
 
     fn copy(&mut self, batch: &mut [GrantCopy]) {
         for op in batch {
+            let fails = self.is_map_to_fail(op.dom);
             let Machine { memory, grants, .. } = &self.state().machine;
-            let from = grants.granted(op.dom, op.gref, DRIVER);
+            let from = grants.granted(op.dom, op.gref, DRIVER).filter(|_| !fails);
             op.result = from.ok_or(BAD_GNTREF).map_err(failed(COPY)).map(|from| {
                 let mut bytes = vec![0; op.bytes];
                 memory.frame(from).read(0, &mut bytes);
@@ -121,6 +122,9 @@ impl Grants for World {
     }
 
     fn map_page(&mut self, dom: DomId, gref: GrantRef) -> Result<GrantedPage, HypervisorError> {
+        if self.is_map_to_fail(dom) {
+            return Err(failed(MAP)(NO_SPACE));
+        }
         let mapping = self.map_one(dom, gref, true)?;
         let page = self.state().machine.memory.frame(mfn(mapping.bus)).shared();
         Ok(GrantedPage { page, mapping })

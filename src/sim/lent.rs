@@ -5,6 +5,7 @@ use core::ops::Range;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::frontend::Frontend;
+use super::intruder::Intruder;
 use super::lending::Lending;
 use super::machine::{Machine, Violation};
 use super::nvme::disk::Disk;
@@ -185,7 +186,13 @@ impl Lent {
     }
 
     /// Compares all disks with what their guests know of them.
-    pub fn check_disks(&self, machine: &mut Machine, frontends: &[Frontend]) {
+    pub fn check_disks(&self, machine: &mut Machine, frontends: &[Frontend], intruders: &[Intruder]) {
+        let lawless = intruders.iter().filter_map(|intruder| self.all_of(intruder)).collect::<Vec<_>>();
+        let is_lawless = |target: &str, block| {
+            lawless
+                .iter()
+                .any(|(node, blocks): &(String, Range<u64>)| node == target && blocks.contains(&block))
+        };
         let mut touched = BTreeSet::new();
         for frontend in frontends {
             let Some((node, disk, first)) = self.extent(frontend.target()) else { continue };
@@ -200,11 +207,20 @@ impl Lent {
             touched.extend(blocks.map(|block| (node.clone(), block)));
         }
         for (target, disk) in self.disks() {
-            let stray = disk.written().find(|block| !touched.contains(&(target.clone(), *block)));
+            let is_known =
+                |block: u64| touched.contains(&(target.clone(), block)) || is_lawless(&target, block);
+            let stray = disk.written().find(|block| !is_known(*block));
             if let Some(block) = stray {
                 machine.violated(Violation::Stray { target, block });
             }
         }
+    }
+
+    /// The disk of a guest that keeps no rules, and the blocks that are its own.
+    fn all_of(&self, intruder: &Intruder) -> Option<(String, Range<u64>)> {
+        let (node, disk, first) = self.extent(&intruder.disk().target)?;
+        let sectors_per_block = (disk.block_size() / SECTOR_SIZE) as u64;
+        Some((node, first..first + intruder.sectors() / sectors_per_block))
     }
 
     /// The disk that a `target=` is on, and the block where it starts.

@@ -9,6 +9,7 @@ pub mod front_ring;
 pub mod frontend;
 pub mod grants;
 mod hal;
+pub mod intruder;
 pub mod lending;
 pub mod lent;
 pub mod machine;

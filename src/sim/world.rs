@@ -10,6 +10,7 @@ use core::time::Duration;
 use std::rc::Rc;
 
 use super::frontend::Frontend;
+use super::intruder::Intruder;
 use super::lent::Lent;
 use super::machine::{DOM0, DRIVER, Machine, Violation};
 use super::memory::bus;
@@ -64,6 +65,8 @@ pub struct State {
     pub lent: Lent,
     /// The guests' virtual disks, in the order in which they were attached.
     pub frontends: Vec<Frontend>,
+    /// Guests that keep no rules, each with its disk.
+    pub intruders: Vec<Intruder>,
     /// Pages that the image may still take.
     pub free_pages: usize,
     /// The tree's generation that everybody was told of.
@@ -72,11 +75,11 @@ pub struct State {
     calm: Option<((u64, u64), Option<Instant>)>,
     /// Pages for the image alone that it gave back.
     pub(super) private: Vec<PrivatePage>,
-    /// One mapping of data in so many fails, for no fault of the image; 0 for none.
+    /// One mapping or copy in so many fails, for no fault of the image; 0 for none.
     pub failing_maps: u32,
     /// The deadline of the image's last sleep; none, when only an event could end it.
     pub slept_until: Option<Instant>,
-    /// A guest whose mappings of data do not fail.
+    /// A guest whose mappings and copies do not fail.
     pub spared: Option<DomId>,
     /// The domain that was created last, of those whose numbers are not a test's choice.
     pub(super) last_domain: DomId,
@@ -126,6 +129,7 @@ impl State {
             toolstack: Toolstack::default(),
             lent: Lent::default(),
             frontends: Vec::new(),
+            intruders: Vec::new(),
             free_pages: FREE_PAGES,
             spread_generation: 0,
             calm: None,
@@ -167,7 +171,8 @@ impl State {
         let devices = self.lent.next_event(&self.machine);
         let others = [self.xenstored.next_event(&self.machine), self.toolstack.next_event(), devices];
         let script = self.script.iter().map(|cue| cue.at);
-        others.into_iter().flatten().chain(frontends).chain(script).min()
+        let intruders = self.intruders.iter().filter_map(Intruder::next_event);
+        others.into_iter().flatten().chain(frontends).chain(script).chain(intruders).min()
     }
 
     /// Lets everybody act who is due.
@@ -189,6 +194,9 @@ impl State {
             self.lent.step(&mut self.machine);
         }
         self.let_frontends_act();
+        for intruder in self.intruders.iter_mut().filter(|intruder| due(intruder.next_event())) {
+            intruder.step(&mut self.machine);
+        }
         self.spread();
     }
 
@@ -225,7 +233,7 @@ impl State {
     /// Compares all disks with what the guests wrote: each sector holds what its guest knows, and
     /// no other was written. Violations are recorded.
     pub fn check_disks(&mut self) {
-        self.lent.check_disks(&mut self.machine, &self.frontends);
+        self.lent.check_disks(&mut self.machine, &self.frontends, &self.intruders);
     }
 
     /// Lets everybody know of what has changed.
@@ -247,6 +255,9 @@ impl State {
     /// mostly around its indexes, where an order of accesses can be wrong. Sometimes another domain
     /// has the processor for a while, and everybody else goes on.
     fn interfere(&mut self, base: NonNull<u8>, offset: usize) {
+        if self.intrude(base, offset) {
+            return;
+        }
         let rng = &mut self.machine.rng;
         let found = |(owner, frontend): (usize, &Frontend)| Some((owner, frontend.finds(base, offset)?));
         let owner = self.frontends.iter().enumerate().find_map(found);
@@ -264,6 +275,18 @@ impl State {
         } else if self.machine.rng.one_in(100) {
             self.pass(PREEMPTION);
         }
+    }
+
+    /// A guest that keeps no rules acts mostly when the image looks at what is its own; whether it was that.
+    fn intrude(&mut self, base: NonNull<u8>, offset: usize) -> bool {
+        let mut intruders = self.intruders.iter().enumerate();
+        let found = intruders.find_map(|(at, intruder)| Some((at, intruder.finds(base, offset)?)));
+        let Some((at, is_index)) = found else { return false };
+        if self.machine.rng.one_in(if is_index { 4 } else { 16 }) {
+            self.intruders[at].act(&mut self.machine);
+            self.spread();
+        }
+        true
     }
 
     /// A little time passes, as it does while the image runs.

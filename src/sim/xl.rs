@@ -2,8 +2,10 @@
 //! at the same time, what happens to the guests. Neighbours: `toolstack`, which does the former.
 
 use core::ops::Range;
+use core::time::Duration;
 
 use super::frontend::{Frontend, front_path};
+use super::intruder::Intruder;
 use super::requests::Load;
 use super::shadow::Shadow;
 use super::toolstack::{self, Disk, JobId, Outcome};
@@ -75,9 +77,20 @@ impl State {
         self.toolstack.detach(&mut self.machine, guest, dev, force)
     }
 
+    /// `xl create` of a guest that keeps no rules, until so long after now, with a disk of so many sectors.
+    pub fn create_intruder(&mut self, disk: &Disk, sectors: u64, time: Duration) -> JobId {
+        self.create_guest(disk.guest);
+        let job = self.toolstack.attach(&mut self.machine, disk);
+        let until = self.machine.now + time;
+        self.intruders.push(Intruder::new(&mut self.machine, disk, sectors, until));
+        job
+    }
+
     /// `xl destroy`.
     pub fn destroy(&mut self, guest: DomId) -> Vec<JobId> {
         alive(&mut self.frontends, guest).for_each(Frontend::vanish);
+        let intruders = self.intruders.iter_mut().filter(|intruder| intruder.disk().guest == guest);
+        intruders.for_each(Intruder::vanish);
         self.toolstack.destroy(&mut self.machine, guest)
     }
 

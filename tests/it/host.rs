@@ -13,7 +13,7 @@ use platter::sim::world::{Pace, World};
 use platter::sim::xenstored::Flavour;
 use platter::units::DomId;
 
-use crate::journal::note;
+use crate::journal::{self, note};
 
 /// xvdb, the device that every guest gets.
 pub(crate) const DEV: u32 = 51728;
@@ -80,12 +80,15 @@ pub(crate) fn run_with(
     let mut domain = Domain::new(&mut tables, options, page, port, started);
     let mut end = None;
     for act in 0.. {
-        let result = world.run(|world| match domain.turn(world) {
-            Turn::Again => Pace::Again,
-            Turn::Sleep(deadline) => Pace::Sleep(deadline),
-            Turn::End(how) => {
-                end = Some(how);
-                Pace::Stop
+        let result = world.run(|world| {
+            journal::set_now(world.state().machine.now);
+            match domain.turn(world) {
+                Turn::Again => Pace::Again,
+                Turn::Sleep(deadline) => Pace::Sleep(deadline),
+                Turn::End(how) => {
+                    end = Some(how);
+                    Pace::Stop
+                }
             }
         });
         if let Err((at, violation)) = result {

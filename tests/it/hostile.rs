@@ -13,6 +13,7 @@ use platter::sim::machine::Machine;
 use platter::sim::nvme::{Faults, Settings};
 use platter::sim::requests::Load;
 use platter::sim::shadow::{Shadow, content};
+use platter::sim::tables::Gpt;
 use platter::sim::world::{State, World};
 use platter::units::{DomId, GrantRef, Instant};
 
@@ -234,9 +235,12 @@ fn what_is_not_the_guests_is_not_taken() {
         rogue.later(&world, OFFER, move |rogue, state| {
             rogue.offer(&mut state.machine);
             let theirs = format!("{}/{foreign}", front_path(DomId(6), DEV));
-            // The numbers of a guest's grants and ports start alike: those of its own are gone.
-            state.machine.grants.revoke(rogue.guest, rogue.gref);
-            state.machine.ports.close(rogue.guest, rogue.port);
+            // The numbers of a guest's grants and ports start alike: that of its own is gone.
+            if foreign == "ring-ref" {
+                state.machine.grants.revoke(rogue.guest, rogue.gref);
+            } else {
+                state.machine.ports.close(rogue.guest, rogue.port);
+            }
             let number = state.machine.tree.text(&theirs).unwrap_or("").to_owned();
             rogue.say(&mut state.machine, foreign, number);
         });
@@ -361,4 +365,29 @@ fn requests_that_make_no_sense_are_errors_on_any_disk() {
         assert_eq!(statuses, [0, 0, -1, 0, -1, -1, -1, -1, -1, -1, -1, -1, -2], "seed {seed}");
         assert_eq!(world.state().machine.grants.mapped_from(rogue.guest), 1, "the ring");
     }
+}
+
+#[test]
+fn a_guest_that_changes_what_we_are_looking_at_hurts_nobody_else() {
+    let part = Gpt::equal(512, SECTORS, 2).parts[0].clone();
+    let mut written = 0;
+    for seed in 0..20 {
+        let mut world = partitioned(seed, 2);
+        let time = Duration::from_secs(3);
+        world.state().create_intruder(&disk(5, "/dev/nvme0n1p1"), part.blocks, time);
+        let patience = Duration::from_millis(20);
+        let load = Load { patience, depth: 4, ..Load::new(0, SECTORS / 4, 500) };
+        let (_, calm) = attach(&world, 6, "/dev/nvme0n1p2", load);
+        run(&mut world, |world, act| {
+            world.state().destroy(DomId(5));
+            act == 0
+        });
+        assert_eq!(answered(&world, calm), (500, 0), "seed {seed}");
+        let mut state = world.state();
+        assert!(state.intruders[0].acts() > 5_000, "seed {seed}: {}", state.intruders[0].acts());
+        assert_eq!(state.machine.grants.mapped_from(DomId(5)), 0, "seed {seed}");
+        let its = |block: &u64| (part.first..part.first + part.blocks).contains(block);
+        written += state.lent.controller(0).disk(0).written().filter(its).count();
+    }
+    assert!(written > 500, "{written}: it is served all the same");
 }

@@ -1,14 +1,16 @@
 //! What happened in a simulated world, for the reader of a test that failed: the events of its
 //! script, and the lines that the image logged. Each thread runs one world and has one journal.
 
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::fmt::Display;
 use std::sync::Once;
 
 use log::{LevelFilter, Log, Metadata, Record};
+use platter::units::Instant;
 
 thread_local! {
     static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    static NOW: Cell<Instant> = const { Cell::new(Instant(0)) };
 }
 
 /// A journal, which is printed when it ends with the test's failure.
@@ -49,9 +51,15 @@ pub(crate) fn show() {
     LINES.with_borrow(|lines| lines.iter().for_each(|line| eprintln!("{line}")));
 }
 
+/// What follows happens at this time, or a moment after.
+pub(crate) fn set_now(now: Instant) {
+    NOW.set(now);
+}
+
 /// Adds a line.
 pub(crate) fn note(line: impl Display) {
-    LINES.with_borrow_mut(|lines| lines.push(line.to_string()));
+    let seconds = NOW.get().since(Instant(0)).as_secs_f64();
+    LINES.with_borrow_mut(|lines| lines.push(format!("{seconds:>10.6} {line}")));
 }
 
 struct Lines;
@@ -62,7 +70,7 @@ impl Log for Lines {
     }
 
     fn log(&self, record: &Record<'_>) {
-        note(format_args!("            {}", record.args()));
+        note(format_args!("    {}", record.args()));
     }
 
     fn flush(&self) {}

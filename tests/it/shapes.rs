@@ -1,14 +1,15 @@
-//! Requests of the wide parts of blkif that make no sense: indirect ones whose counts, operations or
+//! The wide parts of blkif, written by hand. Requests that make no sense: indirect ones whose counts, operations or
 //! descriptors are wrong, discards beyond the end. Each is answered with an error, changes nothing,
-//! and leaves nothing mapped.
+//! and leaves nothing mapped. And so many of the largest that every budget was used up, were it not given back.
 
 use core::time::Duration;
 
+use platter::limits;
 use platter::sim::abi::{
     Abi, Body, DISCARD, ENTRY_BYTES, Entry, Head, INDIRECT, READ, Segment, WRITE, write_segment,
 };
 use platter::sim::requests::Load;
-use platter::sim::world::World;
+use platter::sim::world::{State, World};
 use platter::units::PAGE_SIZE;
 
 use crate::host::{SECTORS, attach, run, world};
@@ -82,4 +83,40 @@ fn discards_beyond_the_end_are_errors() {
         let entries = entries.collect();
         are_refused(world, rogue, entries);
     }
+}
+
+/// Pages of the largest request.
+const SEGMENTS: u16 = 256;
+
+/// Asks for the largest reads again as their answers come, so many in all.
+fn ask_for_all(rogue: Rogue, state: &mut State, table: u32, asked: u32, all: u32) {
+    let now = all.min(rogue.answers() + 16);
+    for place in asked..now {
+        rogue.put_entry(place, &entry(READ, 0, Body::Indirect(SEGMENTS, &[table; 8])));
+    }
+    rogue.claim(&mut state.machine, now);
+    if now < all {
+        let next = state.machine.now + Duration::from_millis(1);
+        state.at(next, move |state| ask_for_all(rogue, state, table, now, all));
+    }
+}
+
+#[test]
+fn mappings_of_requests_that_ended_are_there_for_others() {
+    let all = limits::MAPPINGS as u32 / u32::from(SEGMENTS) + 16;
+    let mut world = world(1);
+    let (_, rogue) = Rogue::attach(&world, 5, "/dev/nvme0n1");
+    // Xen lets a page be mapped some hundred times at once.
+    let grefs: Vec<u32> = (0..SEGMENTS).map(|_| rogue.grant(&mut world.state().machine).1.0).collect();
+    let (page, table) = rogue.grant(&mut world.state().machine);
+    for (at, gref) in (0..).step_by(8).zip(grefs) {
+        let mut segment = [0; 8];
+        write_segment(&mut segment, (gref, 0, 7));
+        page.write(at, &segment);
+    }
+    rogue.later(&world, OFFER, |rogue, state| rogue.offer(&mut state.machine));
+    rogue.later(&world, CONNECTED, move |rogue, state| ask_for_all(rogue, state, table.0, 0, all));
+    run(&mut world, |_, _| false);
+    assert_eq!(rogue.answers(), all);
+    assert_eq!(rogue.answer(all - 1).1, 0);
 }

@@ -31,6 +31,9 @@ use crate::wire::nvme::{
     INTMS,
 };
 
+/// The longest that a change of CC.EN or CC.SHN takes, however slow commands are: less than CAP.TO promises.
+const CHANGE: Duration = Duration::from_millis(1500);
+
 const VS: usize = 0x08;
 const VERSION: u32 = 0x0001_0400;
 
@@ -300,7 +303,7 @@ impl Controller {
         let was_enabled = self.configuration & CC_ENABLE != 0;
         let enables = value & CC_ENABLE != 0;
         self.configuration = value;
-        let soon = now + self.delay();
+        let soon = now + self.delay().min(CHANGE);
         match (was_enabled, enables) {
             (false, true) => self.enable(value, soon),
             (true, false) => {

@@ -3,26 +3,30 @@
 
 use core::time::Duration;
 
-use platter::sim::frontend::Frontend;
+use platter::sim::frontend::{Frontend, back_path, front_path};
 use platter::sim::lending::{Manner, PciJobId};
 use platter::sim::machine::{DOM0, DRIVER};
+use platter::sim::nvme::Settings;
 use platter::sim::requests::Load;
 use platter::sim::rng::Rng;
 use platter::sim::shadow::Shadow;
 use platter::sim::toolstack::{Disk, JobId};
 use platter::sim::world::State;
-use platter::units::{DomId, Instant};
+use platter::units::DomId;
 use platter::wire::nvme::command::ErrorStatus;
 
 use super::script::{Cue, Event, Fault};
 use super::{FAULTY, NAMESPACES, VICTIM};
-use crate::journal::note;
+use crate::journal::{self, note};
 
 /// Sectors that a guest uses of its disk.
 const USED: u64 = 2_000;
 
 /// Namespace not ready (NVMe 1.4, figure 127): the command may succeed the next time.
 const BUSY: ErrorStatus = ErrorStatus { kind: 0, code: 0x82, do_not_retry: false };
+
+/// The longest that a command takes of a controller that has become slow.
+const SLOW: Duration = Duration::from_secs(4);
 
 /// How long guests on a disk that fails wait for their answers.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -36,9 +40,8 @@ const DEVS: u32 = 4;
 /// Lets an event happen, and notes to whom.
 pub(crate) fn happen(state: &mut State, cue: Cue) {
     let happened = begin(state, cue.event, &mut Rng::new(cue.pick));
-    let at = state.machine.now;
-    let to = happened.unwrap_or_else(|| "passes".into());
-    note(format_args!("{:>9.6} {:?}: {to}", at.since(Instant(0)).as_secs_f64(), cue.event));
+    journal::set_now(state.machine.now);
+    note(format_args!("{:?}: {}", cue.event, happened.as_deref().unwrap_or("passes")));
 }
 
 fn begin(state: &mut State, event: Event, rng: &mut Rng) -> Option<String> {
@@ -65,9 +68,15 @@ fn begin(state: &mut State, event: Event, rng: &mut Rng) -> Option<String> {
             replug(state, manner);
             Some("nvme0".into())
         }
+        // What is written once, at the start, is not written later.
+        Event::Fault(Fault::Quota) if state.machine.tree.text("/local/domain/3/data/ready").is_none() => None,
         Event::Fault(fault) => {
             fail(state, fault);
             Some("from now on".into())
+        }
+        Event::Uproar => {
+            uproar(state, 0);
+            Some("for a second".into())
         }
         Event::Heal => {
             heal(state);
@@ -245,8 +254,30 @@ fn attach_again(state: &mut State, place: usize) -> (JobId, usize) {
     state.attach(&disk, Load { requests: 40, ..load }, shadow)
 }
 
+/// Writes nodes that we watch again, as they were.
+fn uproar(state: &mut State, times: usize) {
+    const TIMES: usize = 200;
+    let paths = |frontend: &Frontend| {
+        let (guest, dev) = (frontend.guest(), frontend.dev());
+        [format!("{}/online", back_path(guest, dev)), format!("{}/state", front_path(guest, dev))]
+    };
+    let mut nodes: Vec<String> = guests(state).flat_map(paths).collect();
+    nodes.push("/local/domain/3/control/sysrq".into());
+    let node = nodes.swap_remove(times % nodes.len());
+    if let Some(text) = state.machine.tree.text(&node).map(str::to_owned) {
+        state.machine.tree.write(&node, text);
+    }
+    if times < TIMES {
+        let next = state.machine.now + Duration::from_millis(5);
+        state.at(next, move |state| uproar(state, times + 1));
+    }
+}
+
 fn fail(state: &mut State, fault: Fault) {
     let owned = state.machine.tree.owned(DRIVER);
+    if fault == Fault::Slow {
+        state.lent.controller(FAULTY).slow_down(Duration::ZERO..SLOW);
+    }
     let faults = &mut state.lent.controller(FAULTY).faults;
     match fault {
         Fault::Errors => faults.error = 20,
@@ -257,6 +288,9 @@ fn fail(state: &mut State, fault: Fault) {
         Fault::Doubled => faults.doubled = 20,
         Fault::Invented => faults.invented = 10,
         Fault::Unanswered => faults.unanswered = 40,
+        Fault::Slow => {}
+        Fault::Lame => (faults.fatal, faults.never_ready) = (true, true),
+        Fault::Gone => faults.gone = true,
         Fault::Maps => state.failing_maps = 30,
         Fault::Conflicts => state.xenstored.conflicts = 3,
         Fault::Quota => state.machine.tree.quota.0 = owned + 3,
@@ -264,9 +298,11 @@ fn fail(state: &mut State, fault: Fault) {
 }
 
 fn heal(state: &mut State) {
+    state.lent.controller(FAULTY).slow_down(Settings::new(0).latency);
     let faults = &mut state.lent.controller(FAULTY).faults;
     (faults.error, faults.lost_interrupt, faults.doubled) = (0, 0, 0);
     (faults.invented, faults.unanswered, faults.never_disabled) = (0, 0, false);
+    (faults.never_ready, faults.gone) = (false, false);
     faults.statuses.clear();
     (state.failing_maps, state.xenstored.conflicts, state.machine.tree.quota.0) = (0, 0, 1000);
 }

@@ -1,7 +1,7 @@
 //! Storms: whole lives of many guests under faults, each from one seed. Guests come, go, crash,
 //! reboot and move while controllers, Xen and xenstore fail them; every byte they read is checked,
-//! nobody waits for ever, one of them, whose disk is sound, never waits long; and when they are
-//! gone, nothing of theirs is left.
+//! nobody waits for ever, one of them, whose disk is sound, never waits long, though its neighbour on the same
+//! disk may keep no rules at all; and when they are gone, nothing of theirs is left.
 //!
 //! `SEEDS=N` runs so many seeds of each part, as `cargo test` does. `cargo lab sim` runs as many as one likes, and one
 //! seed with all that happens in its world.
@@ -19,6 +19,7 @@ use platter::sim::nvme::{Settings, Shape};
 use platter::sim::requests::Load;
 use platter::sim::rng::Rng;
 use platter::sim::shadow::Shadow;
+use platter::sim::tables::Gpt;
 use platter::sim::toolstack::Disk;
 use platter::sim::world::World;
 use platter::sim::xenstored::Flavour;
@@ -30,12 +31,21 @@ use crate::journal::{self, Journal, note};
 use crate::left::{Footprint, nothing_is_left};
 
 /// Namespaces of each controller for everybody. The first controller is the one that fails; the
-/// other has one more, which is the victim's.
+/// other has one more, with a partition for the victim and one for its neighbour.
 const NAMESPACES: [u32; 2] = [10, 4];
 const FAULTY: usize = 0;
 
 /// The guest that nothing happens to.
 const VICTIM: DomId = DomId(4);
+
+/// The guest that keeps no rules, if there is one.
+const NEIGHBOUR: DomId = DomId(5);
+
+/// The device of each of these two.
+const DEV: u32 = 51712;
+
+/// Blocks of a namespace, of 512 bytes.
+const BLOCKS: u64 = 1 << 16;
 
 /// How long the victim waits for an answer.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -53,15 +63,26 @@ fn world(seed: u64) -> World {
     let mut state = world.state();
     for (controller, namespaces) in NAMESPACES.into_iter().enumerate() {
         let count = namespaces + u32::from(controller != FAULTY);
-        let shape = |id| Shape { id, blocks: 1 << 16, block_shift: 9, metadata: 0 };
+        let shape = |id| Shape { id, blocks: BLOCKS, block_shift: 9, metadata: 0 };
         let namespaces = (1..=count).map(shape).collect();
         let serial = format!("LIFE{controller}");
         let settings = Settings { namespaces, serial, ..Settings::new(seed) };
         let state = &mut *state;
         state.lent.add_nvme(&mut state.machine, settings);
     }
+    state.lent.partition(1, shared_namespace(), &Gpt::equal(512, BLOCKS, 2));
     drop(state);
     world
+}
+
+/// The index of the namespace of the victim and its neighbour.
+const fn shared_namespace() -> usize {
+    NAMESPACES[1] as usize
+}
+
+/// The disk of one of these two: a partition.
+fn shared(guest: DomId, partition: u32) -> Disk {
+    Disk::new(guest, DEV, &format!("/dev/nvme1n{}p{partition}", shared_namespace() + 1))
 }
 
 /// What the image holds when no guest ever came.
@@ -116,11 +137,14 @@ fn begin(world: &World, rng: &mut Rng, script: Vec<Cue>) {
     let mut state = world.state();
     state.spared = Some(VICTIM);
     state.create_guest(VICTIM);
-    let disk = Disk::new(VICTIM, 51712, &format!("/dev/nvme1n{}", NAMESPACES[1] + 1));
     let load = Load { patience: PATIENCE, ..Load::new(0, 2_000, BURST) };
-    let (_, victim) = state.attach(&disk, load, Shadow::default());
+    let (_, victim) = state.attach(&shared(VICTIM, 1), load, Shadow::default());
     let start = state.machine.now;
     let last = script.last().map_or(Duration::ZERO, |cue| cue.at);
+    if rng.one_in(2) {
+        let sectors = Gpt::equal(512, BLOCKS, 2).parts[1].blocks;
+        state.create_intruder(&shared(NEIGHBOUR, 2), sectors, last);
+    }
     for cue in script {
         state.at(start + cue.at, move |state| {
             state.frontends[victim].do_more(BURST);
@@ -167,6 +191,7 @@ fn end_all(world: &World) {
             state.destroy(disk.guest);
         }
     }
+    state.destroy(NEIGHBOUR);
 }
 
 /// The domain has ended while guests had disks: theirs are as they were, with every byte safe.
@@ -175,7 +200,7 @@ fn ended_in_order(world: &World, breaks: bool) {
     for controller in (0..NAMESPACES.len()).filter(|controller| *controller != FAULTY || !breaks) {
         assert!(state.lent.controller(controller).disks().iter().all(|disk| disk.is_safe()));
     }
-    let victim = state.machine.tree.text(&format!("{}/state", back_path(VICTIM, 51712)));
+    let victim = state.machine.tree.text(&format!("{}/state", back_path(VICTIM, DEV)));
     assert!(victim.is_none_or(|state| ["1", "2", "4"].contains(&state)), "{victim:?}");
     let victims = state.frontends.iter().filter(|frontend| frontend.guest() == VICTIM);
     let lasting = victims.map(Frontend::lasting_pages).sum();

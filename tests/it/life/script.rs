@@ -64,6 +64,8 @@ pub(crate) enum Event {
         manner: Manner,
     },
     Fault(Fault),
+    /// Nodes that we watch change again and again, and mean nothing.
+    Uproar,
     /// Everything works again.
     Heal,
 }
@@ -82,6 +84,12 @@ pub(crate) enum Fault {
     Fatal,
     /// Nothing is answered, and nothing stops the controller but Xen.
     Stuck,
+    /// Commands take up to seconds.
+    Slow,
+    /// A fatal error, and resets that come to nothing.
+    Lame,
+    /// The controller is gone from its bus.
+    Gone,
     Maps,
     Conflicts,
     Quota,
@@ -90,12 +98,12 @@ pub(crate) enum Fault {
 impl Event {
     /// Whether requests may take longer after it than libxl has patience.
     pub(crate) const fn stalls(self) -> bool {
-        self.breaks() || matches!(self, Self::Fault(Fault::Unanswered | Fault::Fatal))
+        self.breaks() || matches!(self, Self::Fault(Fault::Unanswered | Fault::Fatal | Fault::Slow))
     }
 
     /// Whether a controller may lose what was not flushed, and service until it is attached again.
     pub(crate) const fn breaks(self) -> bool {
-        matches!(self, Self::PciDetach { .. } | Self::Fault(Fault::Stuck))
+        matches!(self, Self::PciDetach { .. } | Self::Fault(Fault::Stuck | Fault::Lame | Fault::Gone))
     }
 }
 
@@ -125,7 +133,7 @@ pub(crate) fn script(rng: &mut Rng) -> Vec<Cue> {
 }
 
 fn event(rng: &mut Rng) -> Event {
-    match rng.index(34) {
+    match rng.index(36) {
         0..3 => Event::Create { disks: 1 + rng.index(3) },
         3..6 => Event::Attach { readonly: rng.one_in(4) },
         6 => Event::AttachNothing,
@@ -146,15 +154,16 @@ fn event(rng: &mut Rng) -> Event {
         23 => Event::Restart,
         24 => Event::Slam { reopens: rng.one_in(2) },
         25 => Event::Pause { full: rng.one_in(2), millis: rng.within(1..3_000) },
-        26..31 => Event::Fault(fault(rng)),
-        31 => Event::AttachTaken,
-        32 => Event::PciDetach { manner: [Manner::Reset, Manner::CutOff, Manner::Announced][rng.index(3)] },
+        26..32 => Event::Fault(fault(rng)),
+        32 => Event::Uproar,
+        33 => Event::AttachTaken,
+        34 => Event::PciDetach { manner: [Manner::Reset, Manner::CutOff, Manner::Announced][rng.index(3)] },
         _ => Event::Heal,
     }
 }
 
 fn fault(rng: &mut Rng) -> Fault {
-    const FAULTS: [Fault; 11] = [
+    const FAULTS: [Fault; 14] = [
         Fault::Errors,
         Fault::LostInterrupts,
         Fault::Doubled,
@@ -163,6 +172,9 @@ fn fault(rng: &mut Rng) -> Fault {
         Fault::Busy,
         Fault::Fatal,
         Fault::Stuck,
+        Fault::Slow,
+        Fault::Lame,
+        Fault::Gone,
         Fault::Maps,
         Fault::Conflicts,
         Fault::Quota,

@@ -15,11 +15,24 @@ pub(crate) const UNIT: Tests = &["--lib"];
 /// Those of `tests/it`.
 pub(crate) const INTEGRATION: Tests = &["--test", "it"];
 
+/// Cargo's settings, as environment variables.
+pub(crate) type Settings = &'static [(&'static str, &'static str)];
+/// For tests that take no time anyway: the compiler takes a quarter of its time.
+pub(crate) const UNOPTIMISED: Settings =
+    &[("CARGO_PROFILE_TEST_OPT_LEVEL", "0"), ("CARGO_PROFILE_TEST_DEBUG", "0")];
+/// As `cargo test` builds them.
+pub(crate) const USUAL: Settings = &[];
+
 /// Builds these tests of the sources in `folder`; their programs, or what the compiler says.
 ///
 /// # Errors
 /// Cargo cannot be run, or the user interrupts.
-pub(crate) fn build(folder: &Path, target: &Path, tests: &[Tests]) -> Result<Result<Vec<PathBuf>, String>> {
+pub(crate) fn build(
+    folder: &Path,
+    target: &Path,
+    tests: &[Tests],
+    settings: Settings,
+) -> Result<Result<Vec<PathBuf>, String>> {
     let mut cargo = Command::new("cargo");
     cargo.args([
         "test",
@@ -30,6 +43,7 @@ pub(crate) fn build(folder: &Path, target: &Path, tests: &[Tests]) -> Result<Res
         "sim",
     ]);
     cargo.args(tests.concat()).current_dir(folder).env("CARGO_TARGET_DIR", target).stdin(Stdio::null());
+    cargo.envs(settings.iter().copied());
     let output = cargo.output().with_context(|| format!("cannot run {}", process::line(&cargo)))?;
     interrupt::check()?;
     if !output.status.success() {

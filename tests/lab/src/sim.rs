@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::programs::{self, INTEGRATION};
+use crate::programs::{self, INTEGRATION, USUAL};
 use crate::progress::Progress;
 use crate::{interrupt, paths, process};
 
@@ -67,7 +67,7 @@ pub(crate) fn many(progress: &Progress, seeds: u64) -> Result<bool> {
 }
 
 fn build() -> Result<PathBuf> {
-    let programs = programs::build(&paths::workspace(), &paths::target(), &[INTEGRATION])?;
+    let programs = programs::build(&paths::workspace(), &paths::target(), &[INTEGRATION], USUAL)?;
     programs.map_err(|why| anyhow!("the tests do not build:\n{why}"))?.pop().context("cargo built no tests")
 }
 

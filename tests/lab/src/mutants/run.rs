@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::{Mutant, all, copy_with, target};
-use crate::programs::{self, INTEGRATION, Tests, UNIT};
+use crate::programs::{self, INTEGRATION, Settings, Tests, UNIT, UNOPTIMISED, USUAL};
 use crate::progress::{Progress, Step};
 use crate::{interrupt, report};
 
 /// Worlds of each kind that the tests try: a mistake that matters shows in few.
 const SEEDS: &str = "40";
 
-/// A test program that has not ended by then has been hung by its mutant.
+/// Tests end one after the other, the longest after some minutes on a slow machine. When none has for so long, the
+/// mutant hangs them.
 const LIMIT: Duration = Duration::from_secs(900);
 
 /// What became of a mutant.
@@ -44,7 +45,7 @@ impl Display for Fate {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Caught(test) => out.write_str(test),
-            Self::Hung => write!(out, "tests that do not end in {} s", LIMIT.as_secs()),
+            Self::Hung => write!(out, "a test that does not end in {} s", LIMIT.as_secs()),
             Self::Crashed => out.write_str("tests that crash"),
             Self::Survived => out.write_str("SURVIVED"),
             Self::DoesNotBuild(_) => out.write_str("DOES NOT BUILD"),
@@ -89,25 +90,30 @@ pub(crate) fn run(progress: &Progress, filter: Option<&str>) -> Result<bool> {
 fn try_one(step: &Step, mutant: &Mutant) -> Result<Fate> {
     let folder = copy_with("tested", &[&mutant.name])?;
     let known = &mutant.caught_by;
-    let fate = run_tests(&folder, &[holder(&folder, known)], &["--exact", known])?;
+    let (tests, settings) = holder(&folder, known);
+    let fate = run_tests(&folder, &[tests], settings, &["--exact", known])?;
     if fate != Fate::Survived {
         return Ok(fate);
     }
     step.now(&format!("{}: not found by {known}, trying all tests", mutant.name));
     // Those of `tidy` read the sources as texts.
-    run_tests(&folder, &[UNIT, INTEGRATION], &["--skip", "tidy::"])
+    run_tests(&folder, &[UNIT, INTEGRATION], USUAL, &["--skip", "tidy::"])
 }
 
-/// Which tests this is one of: integration tests have modules that are files of theirs.
-fn holder(folder: &Path, test: &str) -> Tests {
+/// Which tests this is one of, and how they are built soonest: integration tests have modules that are files of theirs.
+fn holder(folder: &Path, test: &str) -> (Tests, Settings) {
     let module = test.split("::").next().unwrap_or_default();
     let file = folder.join("tests/it").join(module);
-    if file.is_dir() || file.with_extension("rs").is_file() { INTEGRATION } else { UNIT }
+    if file.is_dir() || file.with_extension("rs").is_file() {
+        (INTEGRATION, USUAL)
+    } else {
+        (UNIT, UNOPTIMISED)
+    }
 }
 
 /// Builds these tests and runs them with these arguments, to the first that fails.
-fn run_tests(folder: &Path, tests: &[Tests], arguments: &[&str]) -> Result<Fate> {
-    let programs = match programs::build(folder, &target(), tests)? {
+fn run_tests(folder: &Path, tests: &[Tests], settings: Settings, arguments: &[&str]) -> Result<Fate> {
+    let programs = match programs::build(folder, &target(), tests, settings)? {
         Ok(programs) => programs,
         Err(why) => return Ok(Fate::DoesNotBuild(why)),
     };
@@ -130,9 +136,8 @@ fn run_program(folder: &Path, program: &Path, arguments: &[&str], limit: Duratio
     thread::spawn(move || {
         BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
     });
-    let until = Instant::now() + limit;
     let fate = loop {
-        match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        match lines.recv_timeout(limit) {
             Ok(line) => {
                 if let Some(test) = failed(&line) {
                     break Some(Fate::Caught(test.to_owned()));
@@ -177,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_tests_module_says_where_it_is() {
-        let holder = |test| holder(&paths::workspace(), test);
+        let holder = |test| holder(&paths::workspace(), test).0;
         assert_eq!((holder("storms::x"), holder("life::part_1")), (INTEGRATION, INTEGRATION));
         assert_eq!(holder("wire::ring::tests::x"), UNIT);
     }
