@@ -122,9 +122,12 @@ impl Grants for World {
     }
 
     fn map_page(&mut self, dom: DomId, gref: GrantRef) -> Result<GrantedPage, HypervisorError> {
-        if self.is_map_to_fail(dom) {
+        let mut state = self.state();
+        let rarity = if state.spared == Some(dom) { 0 } else { state.failing_rings };
+        if state.machine.rng.one_in(rarity) {
             return Err(failed(MAP)(NO_SPACE));
         }
+        drop(state);
         let mapping = self.map_one(dom, gref, true)?;
         let page = self.state().machine.memory.frame(mfn(mapping.bus)).shared();
         Ok(GrantedPage { page, mapping })

@@ -75,8 +75,10 @@ pub struct State {
     calm: Option<((u64, u64), Option<Instant>)>,
     /// Pages for the image alone that it gave back.
     pub(super) private: Vec<PrivatePage>,
-    /// One mapping or copy in so many fails, for no fault of the image; 0 for none.
+    /// One mapping of data, or copy, in so many fails, for no fault of the image; 0 for none.
     pub failing_maps: u32,
+    /// The same of mappings of rings' pages.
+    pub failing_rings: u32,
     /// The deadline of the image's last sleep; none, when only an event could end it.
     pub slept_until: Option<Instant>,
     /// A guest whose mappings and copies do not fail.
@@ -135,6 +137,7 @@ impl State {
             calm: None,
             private: Vec::new(),
             failing_maps: 0,
+            failing_rings: 0,
             slept_until: None,
             spared: None,
             last_domain: DomId(99),

@@ -431,6 +431,7 @@ mod tests {
     fn a_disk_whose_table_is_read_is_not_written_whole() {
         let mut volumes = Volumes::new();
         volumes.add_disk(Disk { opaque: false, ..disk(0, volume(512, 1000)) });
+        volumes.add_disk(disk(1, volume(512, 1000)));
         volumes.add_partition(part(1, 20, "")).unwrap();
         assert!(volumes.find("nvme0n1", false).is_ok() && volumes.find("nvme0n1p1", true).is_ok());
         let why = volumes.find("/dev/nvme0n1", true).unwrap_err().to_string();

@@ -11,6 +11,8 @@ const ERRORS: &str = "/local/domain/3/error/backend";
 #[derive(PartialEq, Eq, Debug)]
 pub(crate) struct Footprint {
     mapped: usize,
+    /// Controllers whose registers are mapped.
+    registers: usize,
     ports: usize,
     watches: Vec<String>,
     transactions: usize,
@@ -30,6 +32,7 @@ impl Footprint {
         watches.sort();
         Self {
             mapped: state.machine.grants.mapped(),
+            registers: state.lent.mapped(),
             ports: state.machine.ports.count(DRIVER),
             watches,
             transactions: state.xenstored.open_transactions(),

@@ -294,6 +294,16 @@ mod tests {
     }
 
     #[test]
+    fn a_command_that_waits_keeps_its_tag() {
+        let mut tags = Tags::new(64);
+        let ids = enter_all(&mut tags, 0..2);
+        assert!(tags.retry(ids[0]));
+        let other = enter_all(&mut tags, 2..3)[0];
+        let again = id(tags.reissue(second(9)).unwrap());
+        assert_eq!([again, ids[1], other].map(|id| tags.take(id)), [0, 1, 2].map(|n| Some(Token(n))));
+    }
+
+    #[test]
     fn what_is_late_fails_and_so_does_what_is_reset_too_often() {
         let mut tags = Tags::new(64);
         enter_all(&mut tags, 0..4);

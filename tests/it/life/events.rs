@@ -291,7 +291,7 @@ fn fail(state: &mut State, fault: Fault) {
         Fault::Slow => {}
         Fault::Lame => (faults.fatal, faults.never_ready) = (true, true),
         Fault::Gone => faults.gone = true,
-        Fault::Maps => state.failing_maps = 30,
+        Fault::Maps => (state.failing_maps, state.failing_rings) = (30, 10),
         Fault::Conflicts => state.xenstored.conflicts = 3,
         Fault::Quota => state.machine.tree.quota.0 = owned + 3,
     }
@@ -304,7 +304,8 @@ fn heal(state: &mut State) {
     (faults.invented, faults.unanswered, faults.never_disabled) = (0, 0, false);
     (faults.never_ready, faults.gone) = (false, false);
     faults.statuses.clear();
-    (state.failing_maps, state.xenstored.conflicts, state.machine.tree.quota.0) = (0, 0, 1000);
+    (state.failing_maps, state.failing_rings) = (0, 0);
+    (state.xenstored.conflicts, state.machine.tree.quota.0) = (0, 1000);
 }
 
 /// Many requests at a time, or one.

@@ -95,7 +95,7 @@ enum Action {
     },
     /// Show that the host's tests find mistakes: each of tests/mutants.toml is made in a copy of the sources, and looked for.
     ///
-    /// Prints for each the first test that failed. Takes about a minute each; exits with 1 when one survives all tests.
+    /// Prints for each the first test that failed. Takes some ten seconds each, but minutes for one that survives; exits with 1 then.
     Mutants {
         /// Only mutants whose name contains this.
         filter: Option<String>,

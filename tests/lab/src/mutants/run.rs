@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{Mutant, all, copy_with, target};
 use crate::programs::{self, INTEGRATION, Settings, Tests, UNIT, UNOPTIMISED, USUAL};
@@ -21,6 +21,12 @@ const SEEDS: &str = "40";
 /// Tests end one after the other, the longest after some minutes on a slow machine. When none has for so long, the
 /// mutant hangs them.
 const LIMIT: Duration = Duration::from_secs(900);
+
+/// The copy that all mutants are made in, one after the other.
+const COPY: &str = "tested";
+
+/// All tests but those of `tidy`, which read the sources as texts.
+const ALL: &[&str] = &["--skip", "tidy::"];
 
 /// What became of a mutant.
 #[derive(PartialEq, Eq, Debug)]
@@ -56,7 +62,8 @@ impl Display for Fate {
 /// Tries the mutants whose name contains `filter`, and prints a table; whether all were caught.
 ///
 /// # Errors
-/// No mutant has such a name, one cannot be applied, the sources fail their tests without any, or the user interrupts.
+/// No mutant has such a name, one cannot be applied, the sources fail their tests without any (which is tried when there
+/// is no filter), or the user interrupts.
 pub(crate) fn run(progress: &Progress, filter: Option<&str>) -> Result<bool> {
     let filter = filter.unwrap_or_default();
     let mutants: Vec<Mutant> = all()?.into_iter().filter(|mutant| mutant.name.contains(filter)).collect();
@@ -64,6 +71,12 @@ pub(crate) fn run(progress: &Progress, filter: Option<&str>) -> Result<bool> {
         bail!("no mutant's name contains {filter:?}");
     }
     let step = progress.task("mutants");
+    if filter.is_empty() {
+        step.now("the sources as they are");
+        let folder = copy_with(COPY, &[])?;
+        let fate = run_tests(&folder, &[UNIT, INTEGRATION], USUAL, ALL)?;
+        ensure!(fate == Fate::Survived, "without any mutant there is already: {fate}");
+    }
     let mut rows = Vec::new();
     let mut bad = 0;
     for (number, mutant) in (1..).zip(&mutants) {
@@ -88,7 +101,7 @@ pub(crate) fn run(progress: &Progress, filter: Option<&str>) -> Result<bool> {
 
 /// Builds one mutant's tests and runs them: first the one that is known to find it, then all.
 fn try_one(step: &Step, mutant: &Mutant) -> Result<Fate> {
-    let folder = copy_with("tested", &[&mutant.name])?;
+    let folder = copy_with(COPY, &[&mutant.name])?;
     let known = &mutant.caught_by;
     let (tests, settings) = holder(&folder, known);
     let fate = run_tests(&folder, &[tests], settings, &["--exact", known])?;
@@ -96,8 +109,7 @@ fn try_one(step: &Step, mutant: &Mutant) -> Result<Fate> {
         return Ok(fate);
     }
     step.now(&format!("{}: not found by {known}, trying all tests", mutant.name));
-    // Those of `tidy` read the sources as texts.
-    run_tests(&folder, &[UNIT, INTEGRATION], USUAL, &["--skip", "tidy::"])
+    run_tests(&folder, &[UNIT, INTEGRATION], USUAL, ALL)
 }
 
 /// Which tests this is one of, and how they are built soonest: integration tests have modules that are files of theirs.
