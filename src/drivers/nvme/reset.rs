@@ -88,14 +88,14 @@ impl Nvme {
 
     /// Begins a controller reset (3.7.2).
     pub(super) fn disable(&mut self, hal: &mut impl Memory, next: Next) {
-        let configuration = hal.read32(self.registers, CC);
-        hal.write32(self.registers, CC, configuration & !(CC_ENABLE | CC_SHUTDOWN_MASK));
+        self.clear_enable(hal);
         self.state = State::Disabling { until: self.now + self.capabilities.ready_timeout(), next };
     }
 
     pub(super) fn await_disabled(&mut self, hal: &mut impl Memory, until: Instant, next: Next) -> bool {
         let status = self.controller_status(hal);
-        if !status.is_ready() {
+        let enabled = hal.read32(self.registers, CC) & CC_ENABLE != 0;
+        if !status.is_ready() && !enabled {
             self.become_quiet(next);
         } else if self.now >= until {
             // What is in flight is kept: nothing says that the controller will not touch it.
@@ -103,9 +103,18 @@ impl Nvme {
             error!("nvme{}: {reason}; it keeps what it has until it is isolated", self.index);
             self.state = State::Failed(reason);
         } else {
+            // What is written to a controller that is off the bus for a moment is lost.
+            if enabled && !status.is_gone() {
+                self.clear_enable(hal);
+            }
             return false;
         }
         true
+    }
+
+    fn clear_enable(&self, hal: &mut impl Memory) {
+        let configuration = hal.read32(self.registers, CC);
+        hal.write32(self.registers, CC, configuration & !(CC_ENABLE | CC_SHUTDOWN_MASK));
     }
 
     /// Ends what has failed, or all if the controller is not started again, then goes on.

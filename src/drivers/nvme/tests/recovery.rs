@@ -5,6 +5,7 @@ use std::vec::Vec;
 
 use super::rig::{Reach, Rig};
 use super::seeds;
+use crate::drivers::nvme::State;
 use crate::drivers::{Completion, DeviceError, Operation, Status};
 use crate::mem::frame::Frame;
 use crate::sim::nvme::{Faults, Settings};
@@ -265,6 +266,27 @@ fn a_controller_that_cannot_be_stopped_keeps_what_it_has_until_it_is_isolated() 
         assert!(rig.done.iter().all(|Completion { result, .. }| *result == RESET));
         assert!(!rig.nvme.must_be_isolated());
         assert_eq!((rig.nvme.status(), rig.nvme.deadline()), (Status::Failed(reason), None));
+    }
+}
+
+#[test]
+fn a_reset_that_was_lost_on_the_bus_is_asked_for_again() {
+    for while_enabling in [false, true] {
+        let mut rig = Rig::ready(Settings::new(0));
+        forgotten_writes(&mut rig, 0..1, 1);
+        if while_enabling {
+            rig.machine.controller.faults.never_ready = true;
+            rig.run_while(|rig| !matches!(rig.nvme.state, State::Enabling { .. }));
+        }
+        let resets = rig.nvme.counters().resets;
+        rig.machine.controller.faults.gone = true;
+        rig.run_while(|rig| rig.nvme.counters().resets == resets);
+        rig.machine.controller.faults.gone = false;
+        rig.turn();
+        rig.machine.controller.faults = Faults::default();
+        rig.run_while(|rig| rig.nvme.status() == Status::Starting);
+        assert_eq!(rig.nvme.status(), Status::Ready);
+        rig.check();
     }
 }
 
