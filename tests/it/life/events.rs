@@ -64,12 +64,14 @@ fn begin(state: &mut State, event: Event, rng: &mut Rng) -> Option<String> {
             Some(format!("guest {guest}{}", end(state, rng, guest, event)))
         }
         Event::AttachTaken => attach_taken(state, rng),
+        // Controllers are numbered as they come: until then, the other one would be the first.
+        Event::PciDetach { .. } if !is_ready(state) => None,
         Event::PciDetach { manner } => {
             replug(state, manner);
             Some("nvme0".into())
         }
         // What is written once, at the start, is not written later.
-        Event::Fault(Fault::Quota) if state.machine.tree.text("/local/domain/3/data/ready").is_none() => None,
+        Event::Fault(Fault::Quota) if !is_ready(state) => None,
         Event::Fault(fault) => {
             fail(state, fault);
             Some("from now on".into())
@@ -295,6 +297,11 @@ fn fail(state: &mut State, fault: Fault) {
         Fault::Conflicts => state.xenstored.conflicts = 3,
         Fault::Quota => state.machine.tree.quota.0 = owned + 3,
     }
+}
+
+/// Whether the image has told all domains what it serves.
+fn is_ready(state: &State) -> bool {
+    state.machine.tree.text("/local/domain/3/data/ready").is_some()
 }
 
 fn heal(state: &mut State) {
