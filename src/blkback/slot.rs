@@ -375,6 +375,33 @@ mod tests {
     }
 
     #[test]
+    fn every_few_pieces_are_issued_whole_in_order_and_in_as_few_runs_as_can_be() {
+        // Quarters of two pages that are neighbours.
+        let places = (0..4).flat_map(|first| (first..4).map(move |last| (first * 2, last * 2 + 1)));
+        let shapes: Vec<_> = places.flat_map(|place| [(1, place), (2, place)]).collect();
+        let sectors = |span: Span| (span.bus.0..span.bus.0 + u64::from(span.bytes)).step_by(SECTOR_SIZE);
+        for request in 0..shapes.len().pow(4) {
+            let shape = |i| shapes[request / shapes.len().pow(i) % shapes.len()];
+            let request: [(u64, (u8, u8)); 4] = [0, 1, 2, 3].map(shape);
+            let mut slot = Slot::EMPTY;
+            slot.accept(HEAD, 0, Operation::Read, Instant(0));
+            slot.hold(&request.map(|(_, (first, last))| Segment { gref: GrantRef(0), first, last }));
+            for (i, (page, _)) in request.iter().enumerate() {
+                slot.set_piece(i, slot.piece(i).at(Grant::Kept(0), BusAddr(page * 4096)));
+            }
+            let runs: Vec<Span> = slot.rest().map(|(span, _)| span).collect();
+            let asked = request.iter().flat_map(|(page, (first, last))| {
+                (u64::from(*first)..=u64::from(*last)).map(move |sector| page * 4096 + sector * 512)
+            });
+            assert!(runs.iter().copied().flat_map(sectors).eq(asked), "{request:?}");
+            assert!(runs.iter().all(|run| run.bus.0 % 4096 + u64::from(run.bytes) <= 4096), "{runs:?}");
+            let meet = |pair: &[Span]| pair[0].bus.offset(pair[0].bytes.into()) == pair[1].bus;
+            let are_one = |pair: &[Span]| meet(pair) && !pair[1].bus.0.is_multiple_of(4096);
+            assert!(!runs.windows(2).any(are_one), "{runs:?}");
+        }
+    }
+
+    #[test]
     fn a_slot_keeps_nothing_of_the_request_before() {
         let mut slot = Slot::EMPTY;
         slot.accept(HEAD, 3, Operation::Barrier, Instant(1));

@@ -237,6 +237,71 @@ pub(crate) mod tests {
         assert_eq!(large.blocks_of(800), large.blocks());
     }
 
+    /// The same by plain arithmetic: every sector that is named lies on the disk, in the volume.
+    fn translated(
+        first: u64,
+        blocks: u64,
+        block_size: u32,
+        sector: u64,
+        sectors: u64,
+    ) -> Result<Block, Reject> {
+        let per_block = u128::from(block_size / 512);
+        let (start, end) = (u128::from(sector), u128::from(sector) + u128::from(sectors));
+        if end > u128::from(blocks) * per_block {
+            Err(Reject::Range)
+        } else if !start.is_multiple_of(per_block) || !end.is_multiple_of(per_block) {
+            Err(Reject::Alignment)
+        } else {
+            Ok(Block(first + u64::try_from(start / per_block).unwrap()))
+        }
+    }
+
+    #[test]
+    fn every_request_to_every_small_volume_is_judged() {
+        for (block_size, disk_blocks) in [512, 1024, 2048, 4096].into_iter().zip([9, 7, 5, 4]) {
+            let disk = volume(block_size, disk_blocks);
+            for (first, blocks) in
+                (0..=disk_blocks).flat_map(|first| (0..=disk_blocks).map(move |n| (first, n)))
+            {
+                let part = disk.part(Block(first), Block(blocks));
+                assert_eq!(part.is_some(), blocks > 0 && first + blocks <= disk_blocks);
+                let Some(part) = part else { continue };
+                for (sector, sectors) in (0..40).flat_map(|sector| (0..40).map(move |n| (sector, n))) {
+                    let expected = translated(first, blocks, block_size, sector, sectors);
+                    assert_eq!(
+                        part.translate(Sector(sector), sectors),
+                        expected,
+                        "{sector}+{sectors} of {part:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_request_at_the_end_of_the_numbers_leaves_the_volume() {
+        let last = |n: u64| (u64::MAX - n..=u64::MAX).chain(0..=n);
+        for block_size in [512, 1024, 2048, 4096] {
+            let most = u64::MAX / u64::from(block_size / 512);
+            for (disk_blocks, first) in
+                (most - 9..=most).flat_map(|n| [(n, 0), (n, 1), (n, n - 3), (n, n - 1)])
+            {
+                let blocks = disk_blocks - first;
+                let part = volume(block_size, disk_blocks).part(Block(first), Block(blocks)).unwrap();
+                let end = part.sectors().0;
+                let starts = last(20).chain(end.saturating_sub(20)..=end.saturating_add(20));
+                for (sector, sectors) in starts.flat_map(|sector| last(20).map(move |n| (sector, n))) {
+                    let expected = translated(first, blocks, block_size, sector, sectors);
+                    assert_eq!(
+                        part.translate(Sector(sector), sectors),
+                        expected,
+                        "{sector}+{sectors} of {part:?}"
+                    );
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_part_of_a_disk_is_moved_and_bounded() {
         let disk = volume(1024, 2058);

@@ -1,13 +1,17 @@
 //! The backend's end of a ring of up to 16 pages (xen/include/public/io/ring.h): free-running 32-bit
 //! indexes in a header that both ends write, entries after it. Ours are kept here and only ever
 //! written to the pages; the frontend's are claims, and are checked. [`super::blkif`] says what
-//! entries mean, and how long they are.
+//! entries mean, and how long they are; `index` has the arithmetic of indexes.
+
+mod index;
 
 use core::fmt;
+use core::num::Wrapping;
 use core::ops::Range;
 
 use heapless::Vec;
 
+use self::index::Claim;
 use crate::limits::RING_PAGES;
 use crate::mem::{self, SharedPage};
 use crate::units::PAGE_SIZE;
@@ -149,7 +153,7 @@ impl BackRing {
         // looks at the index afterwards, so one of the two sees the other.
         mem::full_barrier();
         let event = self.header().read_u32(RSP_EVENT);
-        new.wrapping_sub(event) < new.wrapping_sub(old)
+        index::reaches(Wrapping(old), Wrapping(new), Wrapping(event))
     }
 
     /// Asks for an event at the next request; true when there already is one, so that the event
@@ -176,15 +180,18 @@ impl BackRing {
         let prod = self.header().read_u32(REQ_PROD);
         // The entries are read after the index that offers them.
         mem::read_barrier();
-        let claimed = prod.wrapping_sub(self.rsp_prod);
-        let taken = self.req_cons.wrapping_sub(self.rsp_prod);
-        let fault = if claimed > self.entries {
-            FrontendFault::Overrun { claimed, entries: self.entries }
-        } else if claimed < taken {
-            FrontendFault::Rewound
-        } else {
-            self.req_prod = prod;
-            return Ok(());
+        let [answered, taken, produced, entries] =
+            [self.rsp_prod, self.req_cons, prod, self.entries].map(Wrapping);
+        let fault = match index::judge(answered, taken, produced, entries) {
+            Claim::Sound => {
+                self.req_prod = prod;
+                return Ok(());
+            }
+            Claim::Overrun => {
+                let claimed = (produced - answered).0;
+                FrontendFault::Overrun { claimed, entries: self.entries }
+            }
+            Claim::Rewound => FrontendFault::Rewound,
         };
         self.fault = Some(fault);
         Err(fault)
@@ -326,6 +333,21 @@ pub(crate) mod tests {
             front.claim(front.rsp_cons.wrapping_add(entries as u32 + 1));
             let claimed = entries as u32 + 1;
             assert_eq!(back.pop(), Err(FrontendFault::Overrun { claimed, entries: entries as u32 }));
+        }
+    }
+
+    #[test]
+    fn bytes_anywhere_in_a_ring_are_in_one_page_or_two() {
+        for bytes in [12, 16, 108, 112] {
+            for at in 0..RING_PAGES * PAGE_SIZE {
+                let mut covered = 0;
+                for (page, offset, part) in in_pages(at, bytes) {
+                    assert_eq!((page * PAGE_SIZE + offset, part.start), (at + covered, covered));
+                    assert!(!part.is_empty() && offset + part.len() <= PAGE_SIZE, "{bytes} at {at}");
+                    covered = part.end;
+                }
+                assert_eq!(covered, bytes, "at {at}");
+            }
         }
     }
 

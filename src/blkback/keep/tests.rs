@@ -241,3 +241,38 @@ fn the_table_does_what_a_list_would() {
         keep.give_back(&mut machine);
     }
 }
+
+#[test]
+fn every_short_story_of_grants_in_one_chain_is_what_a_list_would_tell() {
+    const LENGTH: u32 = 6;
+    let (_, mut keep) = table();
+    let chain = keep.chain(GrantRef(0));
+    let grants: List<u32> = (0..).filter(|gref| keep.chain(GrantRef(*gref)) == chain).take(3).collect();
+    // Each can be used and released, and the oldest taken.
+    let events = 2 * grants.len() + 1;
+    for story in 0..events.pow(LENGTH) {
+        let mut model = Model::default();
+        for event in (0..LENGTH).map(|step| story / events.pow(step) % events) {
+            let gref = grants[event / 2 % grants.len()];
+            let used = model.used.iter().position(|used| used.0 == gref);
+            if event == events - 1 {
+                let oldest = if model.idle.is_empty() { None } else { Some(model.idle.remove(0)) };
+                assert_eq!(keep.take_oldest(), oldest.map(mapping), "story {story}");
+            } else if event % 2 == 0 {
+                let found = keep.find(GrantRef(gref), START).map(|(place, _)| place);
+                assert_eq!(found.is_some(), used.is_some() || model.idle.contains(&gref), "story {story}");
+                let place = found.or_else(|| insert(&mut keep, gref)).expect("there is room for three");
+                model.use_it(gref, place);
+            } else if let Some(at) = used {
+                keep.release(model.release(at));
+            }
+            assert_eq!(keep.len(), model.len(), "story {story}");
+        }
+        while !model.used.is_empty() {
+            keep.release(model.release(0));
+        }
+        for gref in model.idle {
+            assert_eq!(keep.take_oldest(), Some(mapping(gref)), "story {story}");
+        }
+    }
+}

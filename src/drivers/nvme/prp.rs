@@ -173,6 +173,68 @@ mod tests {
         assert!(none > 100 && many > 100, "{none} {many}");
     }
 
+    /// The sectors that a controller reaches through these entries, in order (Base 4.1.1): to the end
+    /// of the first page from anywhere in it, then page by page; what needs more than two entries has
+    /// all but the first in a list.
+    fn reached(prps: Prps, bytes: u32, frames: &[Frame]) -> Vec<u64> {
+        let first = (4096 - prps.first.0 % 4096).min(bytes.into());
+        let others = (u64::from(bytes) - first).div_ceil(4096);
+        let listed = |i: u64| {
+            let frame = frames[(prps.second.0 / 0x10_0000 - 1) as usize];
+            frame.shared().read_u64((prps.second.0 % 4096 + i * 8) as usize)
+        };
+        let entry = |i| if others == 1 { prps.second.0 } else { listed(i) };
+        let pages = (0..others).map(|i| (entry(i), (u64::from(bytes) - first - i * 4096).min(4096)));
+        let pieces: Vec<_> = [(prps.first.0, first)].into_iter().chain(pages).collect();
+        assert!(pieces[1..].iter().all(|(start, _)| start.is_multiple_of(4096)));
+        pieces.into_iter().flat_map(|(start, bytes)| (start..start + bytes).step_by(512)).collect()
+    }
+
+    /// Every span of quarters of two pages.
+    fn quarters() -> Vec<Span> {
+        let places = (0..4).flat_map(|start| (1..=4 - start).map(move |length| (start, length)));
+        let span = |page: u64, (start, length): (u64, u64)| Span {
+            bus: BusAddr(page * 4096 + start * 1024),
+            bytes: length as u32 * 1024,
+        };
+        places.flat_map(|place| [span(3, place), span(4, place)]).collect()
+    }
+
+    /// Cuts a request into commands, and has a controller do them.
+    fn cut(mut rest: &[Span], block_size: u32, max_bytes: u32, lists: &PrpLists, frames: &[Frame]) {
+        let (tag, _) = Tags::new(64).enter(Token(0), Instant(0)).unwrap();
+        loop {
+            let legal = (1..=rest.len()).rev().find(|n| is_legal(&rest[..*n], block_size, max_bytes));
+            let Some(found) = Prefix::longest(rest, block_size, max_bytes) else {
+                assert_eq!(legal, None, "{rest:x?}");
+                return;
+            };
+            assert_eq!(Some(found.spans), legal, "{rest:x?}");
+            let (now, later) = rest.split_at(found.spans);
+            let sectors = |span: &Span| (span.bus.0..span.bus.0 + u64::from(span.bytes)).step_by(512);
+            let asked: Vec<_> = now.iter().flat_map(sectors).collect();
+            assert_eq!(reached(lists.describe(tag, now), found.bytes, frames), asked, "{now:x?}");
+            rest = later;
+        }
+    }
+
+    #[test]
+    fn every_request_of_a_few_quarters_is_cut_into_the_longest_commands_that_reach_it() {
+        let frames: [Frame; LIST_PAGES] = core::array::from_fn(|_| Frame::new());
+        let page = |i: usize| DmaPage { page: frames[i].shared(), bus: BusAddr(0x10_0000 * (i as u64 + 1)) };
+        let lists = PrpLists::new(core::array::from_fn(page));
+        let spans = quarters();
+        for count in 1..=4 {
+            for request in 0..spans.len().pow(count) {
+                let span = |i| spans[request / spans.len().pow(i) % spans.len()];
+                let request: Vec<_> = (0..count).map(span).collect();
+                for (block_size, max_bytes) in [(512, 4096), (1024, 8192), (4096, MAX_BYTES)] {
+                    cut(&request, block_size, max_bytes, &lists, &frames);
+                }
+            }
+        }
+    }
+
     #[test]
     fn each_tag_has_a_list_of_its_own() {
         let frames: [Frame; LIST_PAGES] = core::array::from_fn(|_| Frame::new());

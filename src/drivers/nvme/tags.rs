@@ -348,4 +348,37 @@ mod tests {
         assert_eq!(tokens, [0, 1, 2]);
         assert!(tags.is_empty() && tags.reissue(second(9)).is_none());
     }
+
+    #[test]
+    fn of_all_ids_only_those_in_flight_are_known() {
+        let mut tags = Tags::new(64);
+        for _ in 0..700 {
+            let (_, id) = tags.enter(Token(0), Instant(0)).unwrap();
+            tags.take(id);
+        }
+        let ids = enter_all(&mut tags, 0..5);
+        tags.take(ids[2]);
+        assert!(tags.retry(ids[4]), "it waits, and the controller does not have it");
+        for (token, id) in [0, 1, 3].map(|token| (token, ids[token as usize])) {
+            let others = (0..=u16::MAX).map(CommandId).filter(|other| !ids.contains(other));
+            others.for_each(|other| assert!(tags.find(other).is_none(), "{other:?}"));
+            assert_eq!(tags.take(id), Some(Token(token)));
+        }
+        assert!((0..=u16::MAX).all(|id| tags.take(CommandId(id)).is_none()));
+    }
+
+    #[test]
+    fn a_stale_id_means_nothing_for_as_long_as_ids_can_tell() {
+        let mut tags = Tags::new(64);
+        let generations = 1 << (u16::BITS - TAG_BITS);
+        let mut used = std::vec::Vec::new();
+        for round in 0..3 * generations {
+            let (_, id) = tags.enter(Token(0), Instant(0)).unwrap();
+            let recent = used.iter().rev().take(generations - 1);
+            assert!(recent.clone().all(|old| tags.find(*old).is_none()), "round {round}");
+            assert_eq!(tags.take(id), Some(Token(0)));
+            used.push(id);
+        }
+        assert_eq!(used[0], used[generations], "after that ids come again");
+    }
 }

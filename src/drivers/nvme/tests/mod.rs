@@ -2,6 +2,7 @@
 //! in [`recovery`], blocks that are given up in [`discard`], lots of I/O in [`storm`]; [`rig`] holds the two together.
 
 mod discard;
+mod interleavings;
 mod recovery;
 mod rig;
 mod storm;
