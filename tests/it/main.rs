@@ -1,5 +1,6 @@
 //! Host integration tests.
 
+mod advisories;
 mod cycle;
 mod host;
 mod hostile;

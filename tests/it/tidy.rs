@@ -51,10 +51,11 @@ const FILE_LINES: usize = 700;
 const FUNCTION_LINES: usize = 90;
 
 /// A file of the project.
-struct File {
+pub(crate) struct File {
     /// Its path below the project's root.
-    path: String,
-    text: String,
+    pub(crate) path: String,
+    /// What is in it.
+    pub(crate) text: String,
 }
 
 impl File {
@@ -98,7 +99,8 @@ fn files() -> Vec<File> {
     files
 }
 
-fn rust_files() -> Vec<File> {
+/// Those with Rust in them.
+pub(crate) fn rust_files() -> Vec<File> {
     files().into_iter().filter(File::is_rust).collect()
 }
 
@@ -121,7 +123,8 @@ fn image_files() -> Vec<File> {
     files.into_iter().filter(|file| !is_for_tests(file)).collect()
 }
 
-fn check(complaints: Vec<String>) {
+/// Fails with what there is to complain of.
+pub(crate) fn check(complaints: Vec<String>) {
     assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
 }
 

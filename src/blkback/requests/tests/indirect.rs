@@ -55,6 +55,29 @@ fn a_bad_segment_anywhere_fails_the_request_before_any_grant_is_asked_for() {
 }
 
 #[test]
+fn segments_are_those_that_were_copied_whatever_the_guest_writes_then() {
+    let mut rig = full();
+    let segments = pages(40);
+    rig.submit_indirect(READ, 77, 0, &segments);
+    rig.batch.start(GRANT_BATCH);
+    assert_eq!(rig.try_admit(SLOTS), Ok(Admitted { requests: 1, copies: 1, maps: 0 }));
+    let Batch { copies, maps, .. } = &mut rig.batch;
+    rig.machine.copy(copies);
+    let table = rig.machine.granted[&(GUEST.0, TABLE_GREF + 77)];
+    table.fill(0xff);
+    rig.requests.copied(rig.now, copies, maps);
+    table.fill(0x03);
+    rig.machine.map(maps);
+    rig.requests.mapped(rig.now, maps);
+    let asked: List<_> = rig.machine.asked.iter().map(|(gref, _)| *gref).collect();
+    assert_eq!(asked, segments.iter().map(|(gref, ..)| *gref).collect::<List<_>>());
+    rig.work();
+    rig.settle();
+    assert_eq!(rig.answer(), Some((77, OKAY)));
+    rig.close();
+}
+
+#[test]
 fn what_cannot_be_done_is_answered_and_gives_all_back() {
     let mut rig = full();
     assert_eq!(rig.run_indirect(READ, 10_000 - 12 * 8 + 1, &pages(12)), ERROR, "beyond the end");
