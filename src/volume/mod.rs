@@ -350,4 +350,16 @@ pub(crate) mod tests {
         let elsewhere = DiskIndex { controller: 1, namespace: 3 };
         assert!(!middle.overlaps(&Volume { disk: elsewhere, ..middle }));
     }
+
+    #[test]
+    fn any_two_parts_overlap_when_they_have_a_block_in_common() {
+        let disk = volume(512, 6);
+        let places = || (0..6).flat_map(|first| (1..=6 - first).map(move |blocks| (first, blocks)));
+        let part = |(first, blocks)| disk.part(Block(first), Block(blocks)).unwrap();
+        let has = |(first, blocks): (u64, u64), block| (first..first + blocks).contains(&block);
+        for (one, other) in places().flat_map(|one| places().map(move |other| (one, other))) {
+            let common = (0..6).any(|block| has(one, block) && has(other, block));
+            assert_eq!(part(one).overlaps(&part(other)), common, "{one:?} {other:?}");
+        }
+    }
 }
