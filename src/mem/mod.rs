@@ -154,3 +154,49 @@ pub fn read_barrier() {
 pub fn write_barrier() {
     fence(Ordering::Release);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::frame::Frame;
+    use super::*;
+
+    #[test]
+    fn bytes_go_where_they_are_sent_and_nowhere_else() {
+        let bytes: [u8; 24] = core::array::from_fn(|i| i as u8);
+        for offset in (0..9).chain(PAGE_SIZE - 25..PAGE_SIZE) {
+            for length in [0, 1, 7, 8, 9, 16, 24].into_iter().filter(|length| offset + length <= PAGE_SIZE) {
+                let frame = Frame::new();
+                frame.shared().write_bytes(offset, &bytes[..length]);
+                let (mut page, mut expected) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
+                frame.read(0, &mut page);
+                expected[offset..offset + length].copy_from_slice(&bytes[..length]);
+                assert!(page == expected, "{length} at {offset}");
+                let mut back = [0xff; 24];
+                frame.shared().read_bytes(offset, &mut back[..length]);
+                assert_eq!(back[..length], bytes[..length], "{length} at {offset}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_number_of_any_width_lies_inside_the_page_or_is_not_touched() {
+        let page = Frame::new().shared();
+        let accesses: [(usize, &dyn Fn(usize)); 8] = [
+            (1, &|at| page.write_u8(at, 1)),
+            (2, &|at| page.write_u16(at, 1)),
+            (4, &|at| page.write_u32(at, 1)),
+            (8, &|at| page.write_u64(at, 1)),
+            (1, &|at| _ = page.read_u8(at)),
+            (2, &|at| _ = page.read_u16(at)),
+            (4, &|at| _ = page.read_u32(at)),
+            (8, &|at| _ = page.read_u64(at)),
+        ];
+        for (width, access) in accesses {
+            for offset in (0..16).chain(PAGE_SIZE - 16..PAGE_SIZE + 16).chain([usize::MAX - 7, usize::MAX]) {
+                let is_inside = offset.is_multiple_of(width) && offset < PAGE_SIZE;
+                let access = core::panic::AssertUnwindSafe(|| access(offset));
+                assert_eq!(std::panic::catch_unwind(access).is_ok(), is_inside, "{width} at {offset}");
+            }
+        }
+    }
+}
