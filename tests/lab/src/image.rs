@@ -13,7 +13,7 @@ use crate::{paths, process};
 /// The better target: no SSE and so no FPU state to switch, no red zone, a core built for it.
 const FREESTANDING: &str = "x86_64-unknown-none";
 /// What every Rust of this kind of machine can build for.
-const HOSTED: &str = "x86_64-unknown-linux-gnu";
+pub(crate) const HOSTED: &str = "x86_64-unknown-linux-gnu";
 
 /// The program for dom0 that shows statistics.
 pub(crate) const STAT: &str = "platter-stat";

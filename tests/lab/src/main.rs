@@ -4,12 +4,14 @@
 //! [`scenarios`] are the stories told on it, judged by [`oracle`] and [`flushes`]; [`conformance`] compares platter with other backends.
 //! [`sim`] runs the image in simulated worlds, and [`mutants`] shows that the host's tests find mistakes.
 //! [`count`] says how much code there is.
+//! [`fuzz`] runs the targets of tests/fuzz, which need no machine.
 
 mod conformance;
 mod count;
 mod demo;
 mod fio;
 mod flushes;
+mod fuzz;
 mod image;
 mod interrupt;
 mod machine;
@@ -26,11 +28,13 @@ mod shell;
 mod sim;
 mod test;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::fuzz::Effort;
 use crate::machine::Daemon;
 use crate::progress::Progress;
 
@@ -62,12 +66,12 @@ enum Action {
     ///
     /// Does all set-up, builds the image, boots Xen, shows platter's console as it happens, and ends with a table.
     Demo,
-    /// Run all tests: the host's, then the scenarios on emulated machines, two at a time.
+    /// Run all tests: the host's, each fuzz target for a minute, then the scenarios on emulated machines, two at a time.
     ///
     /// Ends with `N passed, N failed`, and exits with 1 when something failed. Each run's logs are in
     /// target/lab/runs, whose folder a failure names.
     Test {
-        /// Only tests whose name, or scenarios whose `boot/story`, contains this.
+        /// Only tests whose name, fuzz targets whose `fuzz/target`, or scenarios whose `boot/story`, contains this.
         filter: Option<String>,
         /// The long lane too: long jobs, platter measured beside a Linux driver domain, everything on both daemons.
         #[arg(long)]
@@ -106,6 +110,24 @@ enum Action {
     ///
     /// Blank lines, comments, and what only tests have do not count.
     Count,
+    /// Try inputs that a fuzzer makes up: ring entries, xenstore messages, tables, identify data, whole sessions.
+    ///
+    /// Runs each target of tests/fuzz under libFuzzer, from the inputs in tests/fuzz/corpus on, two at a time. What is
+    /// new goes to target/lab/fuzz, and so does an input that fails, with the command that replays it. Ends with a
+    /// table, and exits with 1 when something failed. Needs a C++ compiler, which it installs with apt when missing.
+    Fuzz {
+        /// Only this target; then in two processes that share what they find.
+        target: Option<String>,
+        /// How long each target is fuzzed.
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u64,
+        /// How many inputs are tried instead, however long that takes.
+        #[arg(long, value_name = "N", conflicts_with = "seconds")]
+        runs: Option<u64>,
+        /// Run the target on this one input, and show what it says.
+        #[arg(long, value_name = "FILE", requires = "target", conflicts_with_all = ["seconds", "runs"])]
+        input: Option<PathBuf>,
+    },
     /// Work at dom0's console with platter running.
     ///
     /// Two namespaces are ready to be attached, and two Linux guests to boot: `xl create /share/alice.cfg` and
@@ -188,6 +210,17 @@ fn run(command: Action, progress: &Progress) -> Result<ExitCode> {
             }
         }
         Action::Count => count::run()?,
+        Action::Fuzz { target: Some(target), input: Some(input), .. } => {
+            if !fuzz::replay(progress, &target, &input)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Action::Fuzz { target, seconds, runs, .. } => {
+            let effort = runs.map_or(Effort::Seconds(seconds), Effort::Runs);
+            if !fuzz::run(progress, target.as_deref(), effort)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Action::Shell { xenstore } => shell::run(progress, xenstore.into())?,
     }
     Ok(ExitCode::SUCCESS)

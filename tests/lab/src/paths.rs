@@ -30,6 +30,16 @@ pub(crate) fn cache() -> PathBuf {
     target().join("lab/cache")
 }
 
+/// The package of the fuzz targets, with the inputs that are kept.
+pub(crate) fn fuzz_package() -> PathBuf {
+    workspace().join("tests/fuzz")
+}
+
+/// What fuzzing finds: a folder a target.
+pub(crate) fn fuzz() -> PathBuf {
+    target().join("lab/fuzz")
+}
+
 /// One folder a run.
 pub(crate) fn runs() -> PathBuf {
     target().join("lab/runs")

@@ -1,4 +1,5 @@
-//! `cargo lab test`: the host's tests, then the scenarios on emulated machines, two at a time.
+//! `cargo lab test`: the host's tests, a minute of each fuzz target, then the scenarios on emulated machines, two at a
+//! time.
 
 use std::collections::VecDeque;
 use std::process::Command;
@@ -8,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
 
+use crate::fuzz::{self, Effort};
 use crate::machine::Machine;
 use crate::progress::{Progress, Step};
 use crate::scenarios::{self, BOOTS, Boot, Lane, Story, World};
@@ -15,6 +17,8 @@ use crate::{image, interrupt, paths, process, setup};
 
 /// Two cores are enough for two machines with one emulated processor each.
 const MACHINES: usize = 2;
+/// How long each target is fuzzed: for as long as a change that breaks something easy to find needs to be noticed.
+const FUZZED: Effort = Effort::Seconds(60);
 
 /// What passed and what did not.
 #[derive(Default)]
@@ -38,6 +42,7 @@ pub(crate) fn run(progress: &Progress, filter: Option<&str>, all: bool) -> Resul
     let filter = filter.unwrap_or_default();
     let tally = Mutex::new(Tally::default());
     host_tests(progress, filter, &tally)?;
+    fuzzed(progress, filter, &tally)?;
     let boots = select(filter, all);
     if !boots.is_empty() {
         setup::ensure(progress)?;
@@ -72,6 +77,7 @@ fn host_tests(progress: &Progress, filter: &str, tally: &Mutex<Tally>) -> Result
     let packages = [
         &["--package", "platter", "--features", "sim,stat"][..],
         &["--package", "platter-frontend"],
+        &["--package", "platter-fuzz"],
         &["--package", "platter-lab"],
     ];
     for package in packages {
@@ -91,6 +97,29 @@ fn host_tests(progress: &Progress, filter: &str, tally: &Mutex<Tally>) -> Result
             }
         }
         add(tally, passed, failed)?;
+    }
+    Ok(())
+}
+
+/// Fuzzes the targets whose `fuzz/target` contains the filter.
+fn fuzzed(progress: &Progress, filter: &str, tally: &Mutex<Tally>) -> Result<()> {
+    let mut targets = fuzz::targets()?;
+    targets.retain(|target| format!("fuzz/{target}").contains(filter));
+    if targets.is_empty() {
+        return Ok(());
+    }
+    for outcome in fuzz::fuzz(progress, &targets, FUZZED)? {
+        let name = format!("fuzz/{}", outcome.target);
+        match &outcome.failure {
+            None => {
+                progress.say(&format!("ok     {name} ({outcome})"));
+                add(tally, 1, Vec::new())?;
+            }
+            Some(failure) => {
+                progress.say(&format!("FAILED {name}\n{failure}"));
+                add(tally, 0, vec![name])?;
+            }
+        }
     }
     Ok(())
 }

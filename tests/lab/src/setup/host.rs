@@ -29,6 +29,22 @@ const NEEDED: [(&str, &str, &str); 5] = [
     ("e2fsprogs", "/usr/sbin/mke2fs", "-V"),
 ];
 
+/// The same of what libFuzzer is compiled with.
+const COMPILER: (&str, &str, &str) = ("g++", "c++", "--version");
+
+/// Installs a C++ compiler when there is none.
+///
+/// # Errors
+/// As [`ensure`].
+pub(crate) fn ensure_compiler(step: &Step) -> Result<()> {
+    let (package, program, option) = COMPILER;
+    if runs(program, option) {
+        return Ok(());
+    }
+    update_lists(step)?;
+    as_root(step, &["apt-get", "--quiet", "--yes", "--no-install-recommends", "install", package])
+}
+
 /// Installs what is missing, through `sudo` unless this is root; apt's package lists are fetched when absent.
 ///
 /// # Errors

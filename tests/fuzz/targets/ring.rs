@@ -1,0 +1,4 @@
+//! The target [`platter_fuzz::ring`] as a program of libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| platter_fuzz::ring::run(data));
