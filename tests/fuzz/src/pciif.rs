@@ -102,13 +102,7 @@ impl Bench {
                 10 => self.now.0 += u64::from(input.half()) << 16,
                 11..13 => self.pci.notice(),
                 13 => self.leaving.pop().into_iter().for_each(|address| self.pci.release(address)),
-                14 => self.used.iter().for_each(|address| self.pci.isolate(*address)),
-                _ => {
-                    // All but the flags: whose turn it is does not change.
-                    if let (Some(page), at) = (self.host.granted(), usize::from(input.byte()) % 40) {
-                        page.write(offset::COMMAND + at, &[input.byte()]);
-                    }
-                }
+                _ => self.used.iter().for_each(|address| self.pci.isolate(*address)),
             }
         }
         // It says when it wants to go on, and goes on only so often without anything new.
@@ -169,7 +163,8 @@ impl Bench {
             0..0xc0 => {}
             0xc0..0xe0 => page.write_u32(offset::VALUE, input.word()),
             0xe0..0xf0 => page.write_u32(offset::ERROR, input.word()),
-            _ => page.write(offset::MSIX_VECTOR, &input.array::<2>()),
+            0xf0..0xf8 => page.write(offset::MSIX_VECTOR, &input.array::<2>()),
+            _ => page.write(offset::COMMAND + usize::from(input.byte() % 40), &[input.byte()]),
         }
         page.write_u32(offset::FLAGS, page.read_u32(offset::FLAGS) & !ACTIVE);
         self.note_answer(page, posted);
