@@ -49,7 +49,7 @@ pub fn run(data: &[u8]) {
     output::take_log();
 }
 
-/// What was asked of a function since it was asked who it is.
+/// What was asked of a function since it was asked who it is, or told to be isolated.
 #[derive(Clone, Copy, Default)]
 struct Probe {
     operations: usize,
@@ -185,6 +185,7 @@ impl Bench {
     }
 
     fn told(&mut self, event: Event) {
+        self.probe.operations = 0;
         match event {
             Event::Found(found) => self.found(found),
             Event::Leaves(address) => {

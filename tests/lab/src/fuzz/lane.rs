@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -16,8 +16,8 @@ const TIMEOUT: u32 = 10;
 const MEMORY: u32 = 2048;
 /// How often a process is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// Lines of what a process said that its failure shows.
-const SHOWN: usize = 40;
+/// Lines of what a process said about a failure that are shown: the reason, and where it was.
+const SHOWN: usize = 20;
 
 /// How much is tried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,29 +90,38 @@ impl Lane {
             .args([corpus, kept(&self.target)])
             .stderr(File::create(&log)?)
             .stdout(File::create("/dev/null")?);
+        let start = Instant::now();
         let child = command.spawn().with_context(|| format!("cannot run {}", process::line(&command)))?;
         let status = wait(child)?;
         let said = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
-        Ok(self.stretch(status, &said))
+        Ok(self.stretch(status, &said, start.elapsed()))
     }
 
-    fn stretch(&self, status: ExitStatus, said: &str) -> Stretch {
-        let explain = || {
-            let input =
-                said.lines().find_map(|line| line.split_once("Test unit written to ")).map(|(_, path)| path);
-            let replay =
-                input.map(|input| format!("\nreplay with: cargo lab fuzz {} --input {input}", self.target));
-            // What comes before the stack, and after it, tells most.
-            format!("{}{}", process::tail(said, SHOWN), replay.unwrap_or_default())
-        };
+    fn stretch(&self, status: ExitStatus, said: &str, time: Duration) -> Stretch {
+        let executions = number_after(said, "stat::number_of_executed_units:");
         Stretch {
             target: self.target.clone(),
-            executions: number_after(said, "stat::number_of_executed_units:"),
-            per_second: number_after(said, "stat::average_exec_per_sec:"),
+            executions,
+            per_second: (executions as f64 / time.as_secs_f64()) as u64,
             edges: number_after(said, " cov:"),
             corpus: number_after(said, " corp:"),
-            failure: (!status.success()).then(explain),
+            failure: (!status.success()).then(|| self.explain(said)),
         }
+    }
+
+    /// What went wrong, from where that begins, and how to have it again.
+    fn explain(&self, said: &str) -> String {
+        let begins = |line: &&str| line.contains("panicked at") || line.contains("ERROR: libFuzzer");
+        let mut lines: Vec<&str> = said.lines().skip_while(|line| !begins(line)).take(SHOWN).collect();
+        if lines.is_empty() {
+            lines.push(said);
+        }
+        let input =
+            said.lines().find_map(|line| line.split_once("Test unit written to ")).map(|(_, path)| path);
+        let replay =
+            input.map(|input| format!("replay with: cargo lab fuzz {} --input {input}", self.target));
+        lines.extend(replay.as_deref());
+        lines.join("\n")
     }
 }
 
@@ -161,24 +170,28 @@ mod tests {
     use super::*;
 
     fn stretch(code: i32, said: &str) -> Stretch {
-        Lane::new("ring", Path::new("ring"), 0, Effort::Runs(1)).stretch(ExitStatus::from_raw(code), said)
+        Lane::new("ring", Path::new("ring"), 0, Effort::Runs(1)).stretch(
+            ExitStatus::from_raw(code),
+            said,
+            Duration::from_secs(10),
+        )
     }
 
     #[test]
     fn what_libfuzzer_says_is_read() {
         let said = "#2 INITED cov: 4 ft: 5 corp: 1/1b exec/s: 0 rss: 27Mb\n\
                     #1048576\tpulse  cov: 150 ft: 209 corp: 85/10Kb lim: 4096 exec/s: 524288 rss: 27Mb\n\
-                    stat::number_of_executed_units: 3569605\nstat::average_exec_per_sec:     223100\n";
+                    stat::number_of_executed_units: 3569605\nstat::peak_rss_mb:              27\n";
         let done = stretch(0, said);
         let numbers = (done.executions, done.per_second, done.edges, done.corpus);
-        assert_eq!((numbers, done.failure), ((3_569_605, 223_100, 150, 85), None));
+        assert_eq!((numbers, done.failure), ((3_569_605, 356_960, 150, 85), None));
     }
 
     #[test]
     fn a_crash_says_how_to_have_it_again() {
-        let said = "panicked at x.rs:1\nartifact_prefix='/t/'; Test unit written to /t/crash-77\n";
+        let said = "#7 cov: 4\npanicked at x.rs:1\nartifact_prefix='/t/'; Test unit written to /t/crash-77\n";
         let failure = stretch(77 << 8, said).failure.unwrap();
-        assert!(failure.contains("panicked at x.rs:1"));
+        assert!(failure.starts_with("panicked at x.rs:1"), "{failure}");
         assert!(failure.ends_with("replay with: cargo lab fuzz ring --input /t/crash-77"), "{failure}");
     }
 

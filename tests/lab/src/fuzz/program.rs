@@ -12,11 +12,11 @@ use crate::{paths, process};
 /// A counter at each edge, which is what the fuzzer is led by. What comparisons compare could be traced too, but that
 /// halves the speed, and the inputs in tests/fuzz/corpus have the numbers that matter.
 const FLAGS: [&str; 6] = [
-    "--cfg=fuzzing",
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
     "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "--cfg=fuzzing",
     "-Ccodegen-units=1",
 ];
 
