@@ -2,14 +2,20 @@
 //! printable ASCII.
 
 use std::fmt::Display;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use log::LevelFilter;
 use platter::report;
 use platter::units::Instant;
 
+/// An hour later than the run before, so that no guest's budget of lines is used up by that one.
+static NOW: AtomicU64 = AtomicU64::new(0);
+const HOUR: u64 = 3_600_000_000_000;
+
 /// Has the core log, or not.
 pub(crate) fn log(is_on: bool) {
-    report::install(if is_on { LevelFilter::Info } else { LevelFilter::Off }, Instant(0));
+    let now = Instant(NOW.fetch_add(HOUR, Ordering::Relaxed));
+    report::install(if is_on { LevelFilter::Info } else { LevelFilter::Off }, now);
 }
 
 /// Takes what was logged.

@@ -42,6 +42,10 @@ const REQUESTS: u32 = 20;
 /// How long it waits: a controller that loses commands takes its time.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// When the backend is ready for a frontend, and when they are connected for sure.
+const OFFERED: Duration = Duration::from_millis(500);
+const CONNECTED: Duration = Duration::from_millis(600);
+
 /// Acts of one run.
 const ACTS: usize = 64;
 
@@ -59,10 +63,11 @@ pub fn run(data: &[u8]) {
     live(&mut world, |world, act| {
         match act {
             0 => everybody_is_answered(world),
-            _ => nothing_is_left(world, fresh),
+            _ => assert_eq!(&Footprint::of(world), fresh, "something is left"),
         }
         act == 0
     });
+    check_disks(&world);
     output::take_log();
 }
 
@@ -91,9 +96,16 @@ fn begin(world: &World, input: &mut Input<'_>) {
     state.create_guest(HONEST);
     let load = Load { patience: PATIENCE, may_fail: true, ..Load::new(0, BLOCKS, REQUESTS) };
     state.attach(&Disk::new(HONEST, DEV, "/dev/nvme0n2"), load, Shadow::default());
-    let rogue = Rc::new(RefCell::new(Rogue::new(state, ROGUE, input.byte())));
+    let shape = input.byte();
+    let rogue = Rc::new(RefCell::new(Rogue::new(state, ROGUE, shape)));
     let budget = Rc::new(RefCell::new(Budget::default()));
     let mut at = state.machine.now;
+    if shape & 8 == 0 {
+        // It connects as others do, before it does anything else.
+        let rogue = Rc::clone(&rogue);
+        state.at(at + OFFERED, move |state| rogue.borrow().offer(&mut state.machine));
+        at = at + CONNECTED;
+    }
     for _ in 0..ACTS {
         if input.is_empty() {
             break;
@@ -132,19 +144,26 @@ fn live(world: &mut World, next: impl Fn(&World, usize) -> bool) {
     }
 }
 
-/// Everything that the honest guest asked for was done or refused, and the disks are as they must be.
+/// Everything that the honest guest asked for was done or refused.
 fn everybody_is_answered(world: &World) {
+    let state = world.state();
+    let honest = &state.frontends[0];
+    assert_eq!(honest.answered().1, 0, "{honest:?}");
+}
+
+/// The disks hold what the honest guest wrote, and else nothing but what the other wrote to its
+/// partition.
+fn check_disks(world: &World) {
     let mut state = world.state();
-    let honest = state.frontends[0].answered();
-    assert_eq!(honest.1, 0, "{honest:?}, {:?}", state.frontends[0].stage());
     state.check_disks();
     let is_rogues =
         |violation: &Violation| matches!(violation, Violation::Stray { target, .. } if target == "nvme0n1");
-    let found = state.machine.violations().iter().find(|(_, violation)| !is_rogues(violation)).cloned();
+    let found = state.machine.violations().iter().find(|(_, violation)| !is_rogues(violation));
     assert_eq!(found, None);
     let part = &table().parts[0];
     let range = part.first..part.first + part.blocks;
-    let mut written = state.lent.controller(0).disk_mut(0).written();
+    let disks = state.lent.controller(0);
+    let mut written = disks.disk(0).written();
     assert!(written.all(|block| range.contains(&block)), "a write outside of the partition");
 }
 
@@ -184,8 +203,4 @@ fn fresh() -> &'static Footprint {
         live(&mut world, |_, _| false);
         Footprint::of(&world)
     })
-}
-
-fn nothing_is_left(world: &World, fresh: &Footprint) {
-    assert_eq!(&Footprint::of(world), fresh);
 }
