@@ -36,6 +36,9 @@ const HONEST: DomId = DomId(6);
 /// Blocks of both disks. The first has two partitions, of which nobody has the second.
 const BLOCKS: u64 = 1 << 16;
 
+/// What the image says of itself, if xenstore lets it when it starts.
+const DATA: &str = "/local/domain/3/data";
+
 /// What the honest guest asks for.
 const REQUESTS: u32 = 20;
 
@@ -183,7 +186,9 @@ impl Footprint {
         let state = world.state();
         let mut watches: Vec<String> = state.xenstored.watched().map(str::to_owned).collect();
         watches.sort();
-        let nodes = state.machine.tree.paths_owned(DRIVER).filter(|path| !path.contains("/error/backend"));
+        // Reasons stay for the administrator, and what it says of itself has nothing to do with guests.
+        let is_lasting = |path: &&str| path.contains("/error/backend") || path.starts_with(DATA);
+        let nodes = state.machine.tree.paths_owned(DRIVER).filter(|path| !is_lasting(path));
         Self {
             mapped: state.machine.grants.mapped(),
             ports: state.machine.ports.count(DRIVER),
