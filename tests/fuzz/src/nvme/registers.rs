@@ -14,6 +14,9 @@ use crate::host::{Device, Host};
 /// Queues that the driver has: the admin queue, and one for I/O.
 pub(super) const QUEUES: usize = 2;
 
+// The admin queues' addresses are four registers in a row.
+const _: () = assert!(ACQ == ASQ + 8);
+
 /// A queue pair as the controller knows it.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Queue {
@@ -137,7 +140,7 @@ impl Device for Registers {
                 }
             }
             AQA => self.attributes = value,
-            ASQ..0x38 => self.admin[(offset - ASQ) / 4] = value,
+            ASQ.. if offset < ACQ + 8 => self.admin[(offset - ASQ) / 4] = value,
             INTMS => {}
             _ => {
                 let is_tail = |queue: &u16| offset == tail_doorbell(*queue, stride);
@@ -152,7 +155,6 @@ impl Device for Registers {
                 }
             }
         }
-        const { assert!(ACQ == ASQ + 8) };
     }
 }
 
