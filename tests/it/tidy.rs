@@ -189,6 +189,20 @@ fn the_frontend_has_a_blkif_of_its_own() {
 }
 
 #[test]
+fn the_frontend_explains_its_attacks() {
+    let (files, folder) = (files(), "tests/frontend/");
+    let readme = files.iter().find(|file| file.path == format!("{folder}README.md")).unwrap();
+    let sources = files.iter().filter(|file| file.path.starts_with(&format!("{folder}src/attacks/")));
+    let attacks: Vec<&str> = sources
+        .flat_map(|file| file.text.split("Attack::new(\"").chain(file.text.split("Attack::last(\"")))
+        .filter_map(|text| text.split('"').next().filter(|name| name.contains('/') && !name.contains(' ')))
+        .collect();
+    assert!(!attacks.is_empty(), "the attacks are not where they were");
+    let is_missing = |name: &&&str| !readme.text.contains(&format!("`{name}`"));
+    check(attacks.iter().filter(is_missing).map(|name| format!("no word on {name}")).collect());
+}
+
+#[test]
 fn unsafe_stays_on_its_islands() {
     let is_outside = |file: &File| !UNSAFE.iter().any(|island| file.path.starts_with(island));
     let files = rust_files().into_iter().filter(is_outside);

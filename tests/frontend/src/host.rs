@@ -28,22 +28,25 @@ pub(crate) struct Host {
     rung: Vec<Port, PORTS>,
     /// A watch has fired.
     changed: bool,
+    /// When waits for the backend end, where that is sooner than [`PATIENCE`] says.
+    pub(crate) limit: Option<Instant>,
 }
 
 impl Host {
     #[inline(never)]
     pub(crate) fn new(xen: Xen, given: Given) -> Self {
         let store = Store::new(given.store, given.store_port);
-        Self { xen, store, rung: Vec::new(), changed: false }
+        Self { xen, store, rung: Vec::new(), changed: false, limit: None }
     }
 
     pub(crate) fn now(&mut self) -> Instant {
         self.xen.now()
     }
 
-    /// By when something that begins now must have ended.
+    /// By when something that the backend is to do from now on must have been done.
     pub(crate) fn deadline(&mut self) -> Instant {
-        self.now() + PATIENCE
+        let deadline = self.now() + PATIENCE;
+        self.limit.map_or(deadline, |limit| limit.min(deadline))
     }
 
     /// Prints a line on the console. A console that takes nothing for [`PATIENCE`] loses it.
@@ -53,7 +56,7 @@ impl Host {
         let _ = write!(line, "{text}");
         line.truncate(LINE - 1);
         let _ = line.push('\n');
-        let (mut rest, deadline) = (line.as_bytes(), self.deadline());
+        let (mut rest, deadline) = (line.as_bytes(), self.now() + PATIENCE);
         while !rest.is_empty() && self.now() < deadline {
             let taken = self.xen.print(rest);
             rest = &rest[taken..];
@@ -107,7 +110,7 @@ impl Host {
     /// It does not answer, or makes no sense.
     #[inline(never)]
     pub(crate) fn job(&mut self, job: Job) -> Verdict<Answers> {
-        let deadline = self.deadline();
+        let deadline = self.now() + PATIENCE;
         self.store.start(job);
         loop {
             match self.store.turn(&mut self.xen) {

@@ -11,11 +11,13 @@
 //! | `io`, `transfer`, `burst` | requests and responses; reads and writes of any shape, or many at once, with proof |
 //! | `verdict`, `suite` | how checks end; playing them and telling the result |
 //! | `checks` | the checks, a file a room |
+//! | `attacks` | torture: what a guest can do to a backend, a file a room |
 //!
 //! There is one small stack: what has large frames is not inlined, so that they do not add up.
 #![cfg_attr(not(test), no_std)]
 #![expect(clippy::result_large_err, reason = "a check ends once, and there is no heap for its reason")]
 
+mod attacks;
 mod burst;
 mod checks;
 mod host;

@@ -20,7 +20,8 @@ pub(crate) const MOST_QUEUES: usize = 16;
 pub(crate) struct Queue {
     pub(crate) ring: Ring,
     pub(crate) port: Port,
-    grefs: Vec<GrantRef, MOST_PAGES>,
+    /// The references of its pages.
+    pub(crate) grefs: Vec<GrantRef, MOST_PAGES>,
 }
 
 /// A connection.
@@ -199,6 +200,11 @@ impl<'s> Stage<'s> {
     pub(crate) fn lend(&mut self, access: DeviceAccess) -> Verdict<Buffer> {
         let access = self.access(access);
         self.shelf.lend(&mut self.host.xen, self.backend_id, access)
+    }
+
+    /// A page that another domain than the backend's is granted.
+    pub(crate) fn lend_to(&mut self, dom: DomId) -> Verdict<Buffer> {
+        self.shelf.lend(&mut self.host.xen, dom, DeviceAccess::Writes)
     }
 
     /// The same page under another reference.

@@ -32,6 +32,7 @@ pub(crate) fn run(progress: &Progress) -> Result<()> {
         daemon: Daemon::Oxenstored,
         controllers,
         xen_options: "",
+        processors: 1,
     })?;
     let shown = show(&machine, &step).map_err(|error| machine.explain(error))?;
     drop(step);

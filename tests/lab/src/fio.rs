@@ -143,6 +143,29 @@ pub(crate) fn once_over(guest: &Linux, device: &str, mix: &str, size: u32) -> Re
     run(guest, device, &job, Duration::from_secs(300))
 }
 
+/// What a victim's job came to.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Measure {
+    pub(crate) outcome: Outcome,
+    /// Of 100 requests, 99 were answered within this time.
+    pub(crate) p99: Duration,
+}
+
+/// 4 KiB random writes at depth 4 in `size` MiB from `offset` MiB on, all read back and compared, for some seconds.
+pub(crate) fn verified_for(
+    guest: &Linux,
+    device: &str,
+    (offset, size): (u32, u32),
+    seconds: u32,
+) -> Result<Measure> {
+    let job = format!(
+        "--rw=randwrite --bs=4k --iodepth=4 --offset={offset}m --size={size}m --time_based --runtime={seconds} \
+         --verify=crc32c --verify_backlog=32 --verify_fatal=1 --unified_rw_reporting=1"
+    );
+    let report = report(guest, device, &job, "", Duration::from_secs(u64::from(seconds) + 120))?;
+    parse_measure(&report)
+}
+
 /// 4 KiB random reads at depth 32 for some seconds.
 pub(crate) fn random_reads(guest: &Linux, device: &str, seconds: u32) -> Result<Outcome> {
     let job = format!("--rw=randread --bs=4k --iodepth=32 --time_based --runtime={seconds}");
@@ -150,29 +173,51 @@ pub(crate) fn random_reads(guest: &Linux, device: &str, seconds: u32) -> Result<
 }
 
 fn run(guest: &Linux, device: &str, job: &str, limit: Duration) -> Result<Outcome> {
-    let quiet = "--clat_percentiles=0 --lat_percentiles=0 --output-format=json --output=/tmp/fio.json";
+    parse(&report(guest, device, job, "--clat_percentiles=0 --lat_percentiles=0", limit)?)
+}
+
+/// Runs a job and gives its report.
+fn report(guest: &Linux, device: &str, job: &str, more: &str, limit: Duration) -> Result<String> {
     guest.run_within(
         limit,
         &format!(
-            "fio --name=job --filename=/dev/{device} --direct=1 --ioengine=libaio --randseed=7 {job} {quiet}"
+            "fio --name=job --filename=/dev/{device} --direct=1 --ioengine=libaio --randseed=7 {job} {more} \
+             --output-format=json --output=/tmp/fio.json"
         ),
     )?;
-    parse(&guest.run("cat /tmp/fio.json")?)
+    guest.run("cat /tmp/fio.json")
 }
 
-/// Reads fio's report of one job, or of a group of them. Lines before the JSON, as fio's warnings are, are skipped.
-fn parse(report: &str) -> Result<Outcome> {
+/// The first job, or group of them, of fio's report. Lines before the JSON, as fio's warnings are, are skipped.
+fn first_job(report: &str) -> Result<Value> {
     let json = report.find('{').map_or("", |start| &report[start..]);
-    let report: Value = serde_json::from_str(json).context("fio's report is no JSON")?;
-    let job = &report["jobs"][0];
-    let number =
-        |value: &Value, what: &str| value.as_u64().with_context(|| format!("fio's report has no {what}"));
-    let both = |what: &str| {
-        Ok::<u64, anyhow::Error>(number(&job["read"][what], what)? + number(&job["write"][what], what)?)
-    };
+    let mut report: Value = serde_json::from_str(json).context("fio's report is no JSON")?;
+    Ok(report["jobs"][0].take())
+}
+
+fn number(value: &Value, what: &str) -> Result<u64> {
+    value.as_u64().with_context(|| format!("fio's report has no {what}"))
+}
+
+/// Reads a report that has reads and writes apart.
+fn parse(report: &str) -> Result<Outcome> {
+    let job = first_job(report)?;
+    outcome(&job, &[&job["read"], &job["write"]])
+}
+
+/// Reads a report that has them together, with the times they took.
+fn parse_measure(report: &str) -> Result<Measure> {
+    let job = first_job(report)?;
+    let both = &job["mixed"];
+    let p99 = number(&both["clat_ns"]["percentile"]["99.000000"], "99th percentile")?;
+    Ok(Measure { outcome: outcome(&job, &[both])?, p99: Duration::from_nanos(p99) })
+}
+
+fn outcome(job: &Value, directions: &[&Value]) -> Result<Outcome> {
+    let sum = |what: &str| -> Result<u64> { directions.iter().map(|one| number(&one[what], what)).sum() };
     Ok(Outcome {
-        requests: both("total_ios")?,
-        bytes: both("io_bytes")?,
+        requests: sum("total_ios")?,
+        bytes: sum("io_bytes")?,
         time: Duration::from_millis(number(&job["job_runtime"], "job_runtime")?.max(1)),
         // A job stops at its first error and reports which.
         errors: u64::from(number(&job["error"], "error")? != 0),
@@ -193,6 +238,15 @@ mod tests {
         let outcome = parse(REPORT).unwrap();
         assert_eq!((outcome.requests, outcome.bytes, outcome.errors), (400, 4_000_000, 0));
         assert_eq!((outcome.requests_per_second(), outcome.megabytes_per_second()), (200.0, 2.0));
+    }
+
+    #[test]
+    fn times_are_those_of_reads_and_writes_together() {
+        let report = r#"{"jobs": [{"job_runtime": 2000, "error": 0, "mixed": {"total_ios": 400,
+            "io_bytes": 1638400, "clat_ns": {"percentile": {"95.000000": 1000, "99.000000": 2500000}}}}]}"#;
+        let measure = parse_measure(report).unwrap();
+        assert_eq!((measure.p99, measure.outcome.requests), (Duration::from_micros(2500), 400));
+        assert!(parse_measure(REPORT).is_err());
     }
 
     #[test]

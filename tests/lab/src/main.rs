@@ -5,7 +5,10 @@
 //! [`sim`] runs the image in simulated worlds, and [`mutants`] shows that the host's tests find mistakes.
 //! [`count`] says how much code there is.
 //! [`fuzz`] runs the targets of tests/fuzz, which need no machine.
+//! [`scenarios`] are the stories told on it, judged by [`oracle`] and [`flushes`]; [`conformance`] compares platter with other
+//! backends, [`attacks`] measures what a guest notices of those that attack.
 
+mod attacks;
 mod conformance;
 mod count;
 mod demo;
@@ -54,8 +57,8 @@ enum Action {
     ///
     /// Installs QEMU with apt when it is missing and tells apt of bookworm-backports (through sudo unless this is
     /// root), downloads Debian's Xen, kernels and tools, and assembles what the machine boots in target/lab/machine.
-    /// Does nothing when all of it is there; `demo`, `test`, `conformance` and `shell` do it by
-    /// themselves.
+    /// Does nothing when all of it is there; `demo`, `test`, `conformance`, `attacks` and `shell`
+    /// do it by themselves.
     Setup,
     /// Build the release image into target/image.
     ///
@@ -127,6 +130,16 @@ enum Action {
         /// Run the target on this one input, and show what it says.
         #[arg(long, value_name = "FILE", requires = "target", conflicts_with_all = ["seconds", "runs"])]
         input: Option<PathBuf>,
+    },
+    /// Measure a guest's I/O while another guest attacks platter in every way that it can.
+    ///
+    /// Boots a machine of two processors, one of them the attacker's alone, and prints a table: the guest's requests a
+    /// second and the time within which 99 of 100 are answered, alone, beside a guest that only uses its processor, and
+    /// beside each attack of tests/frontend. Some ten minutes. Exits with 1 when the guest reads what it has not written or
+    /// a block changed that nobody may write; the figures are no verdict.
+    Attacks {
+        /// Only attacks whose name contains this.
+        filter: Option<String>,
     },
     /// Work at dom0's console with platter running.
     ///
@@ -221,6 +234,7 @@ fn run(command: Action, progress: &Progress) -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Action::Attacks { filter } => attacks::run(progress, filter.as_deref())?,
         Action::Shell { xenstore } => shell::run(progress, xenstore.into())?,
     }
     Ok(ExitCode::SUCCESS)

@@ -31,7 +31,13 @@ pub(crate) fn run(progress: &Progress, daemon: Daemon) -> Result<()> {
     let step = progress.task("shell");
     step.now("booting Xen and dom0");
     let controllers = vec![Controller::PLATTER];
-    let machine = Machine::boot(Spec { name: "shell".to_owned(), daemon, controllers, xen_options: "" })?;
+    let machine = Machine::boot(Spec {
+        name: "shell".to_owned(),
+        daemon,
+        controllers,
+        xen_options: "",
+        processors: 1,
+    })?;
     step.now("starting platter");
     let platter = Platter::create(&machine, Settings::usual())?;
     platter.wait_ready().map_err(|error| machine.explain(error))?;

@@ -17,6 +17,8 @@ const REQ_PROD: usize = 0;
 const REQ_EVENT: usize = 4;
 const RSP_PROD: usize = 8;
 const RSP_EVENT: usize = 12;
+/// Where all of the header's indexes are.
+pub(crate) const INDEXES: [usize; 4] = [REQ_PROD, REQ_EVENT, RSP_PROD, RSP_EVENT];
 
 /// More responses than there were requests.
 #[derive(Clone, Copy, Debug)]
@@ -72,11 +74,42 @@ impl Ring {
     /// Writes a request's entry, which the backend does not see before [`Ring::publish`].
     pub(crate) fn put(&mut self, entry: &[u8; Abi::LARGEST]) {
         assert!(self.in_flight() < self.entries, "a check sends more than the ring takes");
-        let at = self.place(self.req_prod);
+        self.shove(entry);
+    }
+
+    /// Writes the next request's entry over whatever is there.
+    pub(crate) fn shove(&mut self, entry: &[u8; Abi::LARGEST]) {
+        self.scrawl(self.req_prod, entry);
+        self.leave(1);
+    }
+
+    /// Writes an entry that nobody may write now: it is published, or not the next one.
+    pub(crate) fn scrawl(&self, index: u32, entry: &[u8; Abi::LARGEST]) {
+        let at = self.place(index);
         for (i, byte) in entry[..self.abi.stride()].iter().enumerate() {
             self.pages[(at + i) / PAGE_SIZE].page.write_u8((at + i) % PAGE_SIZE, *byte);
         }
-        self.req_prod = self.req_prod.wrapping_add(1);
+    }
+
+    /// Counts the next entries as requests, whatever they hold.
+    pub(crate) const fn leave(&mut self, count: u32) {
+        self.req_prod = self.req_prod.wrapping_add(count);
+    }
+
+    /// How many requests the backend has room for, whether anybody has read its responses or not.
+    pub(crate) fn room(&self) -> u32 {
+        let answered = self.pages[0].page.read_u32(RSP_PROD);
+        self.entries.saturating_sub(self.req_prod.wrapping_sub(answered))
+    }
+
+    /// Counts every response as taken, unread.
+    pub(crate) fn skip(&mut self) {
+        self.rsp_cons = self.pages[0].page.read_u32(RSP_PROD);
+    }
+
+    /// Writes one of [`INDEXES`].
+    pub(crate) fn set_index(&self, index: usize, value: u32) {
+        self.pages[0].page.write_u32(index, value);
     }
 
     /// Shows the backend what was put, and says whether it wants an event
@@ -94,10 +127,9 @@ impl Ring {
         new.wrapping_sub(event) < new.wrapping_sub(old)
     }
 
-    /// Claims more requests than the ring has entries, against the protocol.
-    pub(crate) fn overrun(&self) {
-        let beyond = self.rsp_cons.wrapping_add(self.entries * 2);
-        self.pages[0].page.write_u32(REQ_PROD, beyond);
+    /// Claims that so many requests follow what is published, though nothing is there.
+    pub(crate) fn claim(&self, ahead: u32) {
+        self.set_index(REQ_PROD, self.published.wrapping_add(ahead));
     }
 
     /// Takes the next response, if there is one.

@@ -12,12 +12,12 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 
 pub(crate) use self::backend::Backend;
 use self::console::Transcript;
 pub(crate) use self::verdict::{Column, Ending, Verdict};
-use crate::machine::{COMMAND_LIMIT, Daemon, Machine, Spec};
+use crate::machine::{Daemon, Frontend, Machine, Spec};
 use crate::progress::Progress;
 use crate::{image, interrupt, paths, setup};
 
@@ -76,7 +76,8 @@ fn alone(progress: &Progress, backend: Backend, filter: &str) -> Column {
         step.now("booting Xen and dom0");
         let name = format!("conformance-{}", backend.name().replace(' ', "-"));
         let controllers = backend.controllers();
-        let machine = Machine::boot(Spec { name, daemon: Daemon::Oxenstored, controllers, xen_options: "" })?;
+        let (daemon, xen_options) = (Daemon::Oxenstored, "");
+        let machine = Machine::boot(Spec { name, daemon, controllers, xen_options, processors: 1 })?;
         step.now("starting the backend");
         let column =
             backend.start(&machine).and_then(|()| on(&machine, backend, filter, &|doing| step.now(doing)));
@@ -98,47 +99,34 @@ fn alone(progress: &Progress, backend: Backend, filter: &str) -> Column {
 /// # Errors
 /// The machine fails, the image cannot be created, or the user interrupts.
 pub(crate) fn on(machine: &Machine, backend: Backend, filter: &str, say: &dyn Fn(&str)) -> Result<Column> {
-    let from = machine.said(DOMAIN).len();
-    create(machine, backend, filter)?;
-    let (transcript, ending) = follow(machine, from, say)?;
+    let disk = backend.fresh_disk(machine)?;
+    // An empty `only=` leaves nothing out.
+    let image = Frontend::create(machine, DOMAIN, &disk, &format!("only={filter}"))?;
+    let (transcript, ending) = follow(image, say)?;
     Ok(Column { backend, transcript, ending })
 }
 
-fn create(machine: &Machine, backend: Backend, filter: &str) -> Result<()> {
-    let share = machine.run().share();
-    fs::copy(paths::image().join(DOMAIN), share.join(DOMAIN)).context("no conformance image")?;
-    let disk = backend.fresh_disk(machine)?;
-    // An empty `only=` leaves nothing out.
-    let configuration = format!(
-        "name=\"{DOMAIN}\"\ntype=\"pv\"\nkernel=\"/share/{DOMAIN}\"\nmemory=32\nvcpus=1\non_crash=\"destroy\"\n\
-         extra=\"only={filter}\"\ndisk=[\"{disk}\"]\n"
-    );
-    fs::write(share.join(format!("{DOMAIN}.cfg")), configuration)?;
-    machine.dom0(&format!("xl create /share/{DOMAIN}.cfg"))?;
-    Ok(())
-}
-
 /// Reads what the image says until its domain has gone, and ends one that hangs.
-fn follow(machine: &Machine, from: usize, say: &dyn Fn(&str)) -> Result<(Transcript, Ending)> {
+fn follow(image: Frontend, say: &dyn Fn(&str)) -> Result<(Transcript, Ending)> {
     let start = Instant::now();
     let (mut known, mut news, mut next_look) = (Transcript::default(), start, start);
     loop {
         interrupt::check()?;
         thread::sleep(Duration::from_millis(500));
-        let transcript = heard(machine, from);
+        let transcript = Transcript::read(&image.said());
         if transcript != known {
             (known, news) = (transcript, Instant::now());
         }
         if news.elapsed() > SILENCE || start.elapsed() > RUN_LIMIT {
-            machine.dom0(&format!("xl destroy {DOMAIN}"))?;
+            image.destroy()?;
             return Ok((known, Ending::Hung));
         }
         if known.end.is_none() && Instant::now() < next_look {
             continue;
         }
-        if machine.dom0_answer(&format!("xl domid {DOMAIN}"), COMMAND_LIMIT)?.code != 0 {
+        if !image.exists()? {
             // Its last words are in the log by now.
-            let transcript = heard(machine, from);
+            let transcript = Transcript::read(&image.said());
             let ending = match &transcript.refused {
                 Some(why) => Ending::Untried(why.clone()),
                 None if transcript.is_whole() => Ending::Whole,
@@ -151,8 +139,4 @@ fn follow(machine: &Machine, from: usize, say: &dyn Fn(&str)) -> Result<(Transcr
             next_look = Instant::now() + LOOK_EVERY;
         }
     }
-}
-
-fn heard(machine: &Machine, from: usize) -> Transcript {
-    Transcript::read(machine.said(DOMAIN).get(from..).unwrap_or_default())
 }

@@ -1,11 +1,12 @@
 //! The emulated Xen machine: QEMU with Xen and a Linux control domain, whose agent runs commands for us.
 //!
 //! [`qemu`] is the hardware, [`run`] the folder with its logs, [`agent`] the protocol with the agents,
-//! [`guest`] a Linux guest, [`platter`] the domain under test, [`disk`] what the NVMe controllers keep,
+//! [`guest`] a Linux guest, [`frontend`] one that checks or attacks, [`platter`] the domain under test, [`disk`] what the NVMe controllers keep,
 //! [`holdings`] what a domain has of the hypervisor's and xenstore's.
 
 mod agent;
 mod disk;
+mod frontend;
 mod guest;
 mod holdings;
 mod platter;
@@ -23,6 +24,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 pub(crate) use self::agent::{Answer, poll};
 pub(crate) use self::disk::{BLOCK_SIZE, DISK_SIZE, Disk, fill};
+pub(crate) use self::frontend::Frontend;
 pub(crate) use self::guest::{Linux, Manner, System, attach_command, disk_spec, offer_guest};
 pub(crate) use self::holdings::{Holdings, zombies};
 pub(crate) use self::platter::{NAME, Platter, Settings};
@@ -90,6 +92,8 @@ pub(crate) struct Spec {
     pub(crate) controllers: Vec<Controller>,
     /// More of Xen's command line.
     pub(crate) xen_options: &'static str,
+    /// One as a rule: what Xen's debug keys print is whole then before dom0 goes on.
+    pub(crate) processors: u32,
 }
 
 /// A machine that runs; it ends on drop.

@@ -87,7 +87,7 @@ fn base(command: &mut Command, spec: &Spec, run: &Run, sockets: &Path) {
         "-machine",
         "q35",
         "-smp",
-        "1",
+        &spec.processors.to_string(),
         "-m",
         "4G",
     ]);

@@ -3,6 +3,7 @@
 //! A story may rely on nothing an earlier one left behind but running guests; a story that fails gets a fresh machine
 //! for those after it. [`world`] is what stories are told with.
 
+mod attacks;
 mod blocks;
 mod booting;
 mod conformance;
@@ -109,6 +110,9 @@ const TOOLSTACK: &[Story] = stories![
     toolstack::read_only_disks_take_no_writes,
     toolstack::a_format_that_is_not_served,
 ];
+
+/// Guests that attack.
+const ATTACKS: &[Story] = stories![attacks::each_beside_a_victim, attacks::attackers_die_in_the_middle];
 
 /// platter's end.
 const FAREWELL: &[Story] = stories![farewell::shut_down_in_mid_io, farewell::rebooted_in_mid_io];
@@ -228,6 +232,7 @@ pub(crate) const BOOTS: &[Boot] = &[
         xen_options: "",
         stories: stories![conformance::every_check_passes],
     },
+    on_oxenstored("attacks", ATTACKS),
     Boot {
         name: "conformance-beside",
         lane: Lane::Long,
@@ -276,6 +281,7 @@ pub(crate) const BOOTS: &[Boot] = &[
     on_xenstored("c-xenstored-toolstack", TOOLSTACK),
     on_xenstored("c-xenstored-farewell", FAREWELL),
     on_xenstored("c-xenstored-frontends", FRONTENDS),
+    on_xenstored("c-xenstored-attacks", ATTACKS),
 ];
 
 /// Always: on Debian's default daemon.

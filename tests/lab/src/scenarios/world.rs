@@ -35,6 +35,7 @@ pub(crate) fn machine(boot: &Boot) -> Result<Machine> {
         daemon: boot.daemon,
         controllers,
         xen_options: boot.xen_options,
+        processors: 1,
     })
 }
 

@@ -1,0 +1,246 @@
+//! `cargo lab attacks`: a guest's I/O beside each attack of the image (`tests/frontend`, torture), measured.
+//!
+//! [`Field`] is what this and the stories of [`crate::scenarios`] share: bob, whose disk is attacked through platter, and
+//! mallory, who has a partition of another disk behind the same controller. [`console`] reads what the image says.
+
+mod console;
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+
+use self::console::Transcript;
+use crate::fio::{self, Measure};
+use crate::machine::{
+    COMMAND_LIMIT, Controller, Daemon, Disk, Frontend, Linux, Machine, NAME, Settings, Spec, disk_spec, poll,
+};
+use crate::oracle::Expected;
+use crate::progress::Progress;
+use crate::scenarios::World;
+use crate::{image, interrupt, process, report, setup};
+
+/// The attacker's domain.
+const MALLORY: &str = "mallory";
+/// A partition for mallory, with blocks before and behind it that nobody may touch.
+const TABLE: &str = "label: dos\nstart=2048, size=262144, type=83\n";
+const PARTITION: Range<u64> = 2048..2048 + 262_144;
+/// What bob has written before, and what he writes meanwhile, in MiB: from where, and how much.
+const STAMP: Range<u64> = 8..64;
+const WORDS: &str = "bob was here first";
+pub(crate) const REGION: (u32, u32) = (5, 64);
+/// Blocks in a MiB.
+const MIB: u64 = 2048;
+
+/// The guest that does nothing but use a processor, which is what attacks are held against.
+const BASELINE: &str = "neighbour/only-computes";
+/// How long bob is measured beside each attack, and how much longer the attack takes.
+const JOB_SECONDS: u32 = 6;
+const SPARE_SECONDS: u32 = 6;
+/// What all attacks together may take.
+const LIMIT: Duration = Duration::from_secs(600);
+/// How often the attacker's domain is asked for.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The processor of everybody but mallory, and mallory's.
+const PROCESSORS: [u32; 2] = [0, 1];
+
+/// Bob and mallory, one's disk and the other's partition, and a platter that serves both.
+pub(crate) struct Field<'w, 'm> {
+    world: &'w World<'m>,
+    pub(crate) bob: &'w Linux<'m>,
+    bobs: Disk,
+    mallorys: Disk,
+}
+
+impl<'w, 'm> Field<'w, 'm> {
+    /// Boots a fresh platter on fresh disks, and bob, who leaves a mark on his.
+    ///
+    /// # Errors
+    /// Something does not come up.
+    pub(crate) fn prepare(world: &'w World<'m>) -> Result<Self> {
+        world.remove_platter()?;
+        let (bobs, mallorys) = (world.fresh_disk(1)?, world.fresh_disk(2)?);
+        mallorys.partition(TABLE)?;
+        world.step("platter boots");
+        world.fresh_platter(Settings { options: "log=info opaque=nvme0n1", ..Settings::usual() })?;
+        let bob = world.bob()?;
+        bob.attach("xvdb", NAME, &bobs.target())?;
+        bob.write_line("xvdb", STAMP, WORDS)?;
+        Ok(Self { world, bob, bobs, mallorys })
+    }
+
+    /// Boots the attacker with the image's options.
+    ///
+    /// # Errors
+    /// As [`Frontend::create`].
+    pub(crate) fn attacker(&self, options: &str) -> Result<Frontend<'m>> {
+        let partition = format!("{}p1", self.mallorys.target());
+        Frontend::create(self.world.machine(), MALLORY, &disk_spec("xvda", NAME, &partition), options)
+    }
+
+    /// Bob's disk is as he left it, a new one can be had, and nobody has written where nobody may.
+    ///
+    /// # Errors
+    /// What is otherwise.
+    pub(crate) fn check(self) -> Result<()> {
+        let Self { world, bob, bobs, mallorys } = self;
+        world.step("bob's disk is as he left it");
+        bob.check_line("xvdb", STAMP, WORDS)?;
+        world.step("a new disk can be attached");
+        bob.attach("xvdc", NAME, &format!("{}p1", mallorys.target()))?;
+        bob.run("dd if=/dev/xvdc of=/dev/null bs=64k count=16 iflag=direct")?;
+        bob.detach("xvdc")?;
+        bob.detach("xvdb")?;
+        world.step("the host reads both disks");
+        let region = u64::from(REGION.0) * MIB..u64::from(REGION.0 + REGION.1) * MIB;
+        Expected::untouched(&bobs).line(STAMP, WORDS).anything(region).check()?;
+        // The table is the tool's.
+        Expected::untouched(&mallorys).anything(0..1).anything(PARTITION).check()
+    }
+}
+
+/// Waits until the image has said what is looked for.
+///
+/// # Errors
+/// It has not within [`LIMIT`], or its domain is gone.
+pub(crate) fn await_word<T>(
+    world: &World,
+    attacker: &Frontend,
+    what: &str,
+    look: impl Fn(&Transcript) -> Option<T>,
+) -> Result<T> {
+    let (mut begun, mut next_look) = (None, Instant::now() + LOOK_EVERY);
+    poll(what, LIMIT, || {
+        world.machine().check_alive()?;
+        let is_there = Instant::now() < next_look || attacker.exists()?;
+        let said = Transcript::read(&attacker.said());
+        let found = look(&said);
+        if found.is_none() && !is_there {
+            bail!("{MALLORY} is gone: {}", process::tail(&attacker.said(), 12));
+        }
+        if begun != said.begun {
+            begun = said.begun;
+            world.step(begun.as_deref().unwrap_or_default());
+        }
+        if Instant::now() >= next_look {
+            next_look = Instant::now() + LOOK_EVERY;
+        }
+        Ok(found)
+    })
+}
+
+/// Plays attacks and waits until all of them are over: how many there were.
+///
+/// # Errors
+/// One of them did nothing, or the image does not come to its end.
+pub(crate) fn play(world: &World, attacker: &Frontend) -> Result<usize> {
+    let transcript = await_word(world, attacker, "the end of all attacks", |said| {
+        (said.over && said.announced == Some(said.done.len())).then(|| said.clone())
+    })?;
+    let idle = transcript.done.iter().find(|attack| attack.acts == 0);
+    ensure!(idle.is_none(), "an attack that does not attack: {idle:?}");
+    await_end(attacker)?;
+    Ok(transcript.done.len())
+}
+
+/// Waits until the attacker's domain is gone.
+///
+/// # Errors
+/// It stays.
+pub(crate) fn await_end(attacker: &Frontend) -> Result<()> {
+    poll("the end of the attacker", COMMAND_LIMIT, || Ok((!attacker.exists()?).then_some(())))
+}
+
+/// Measures bob alone, beside a guest that only computes, and beside every attack whose name contains `filter`; prints the
+/// table.
+///
+/// # Errors
+/// Something does not come up, no attack has such a name, bob reads what he has not written, or somebody else's block was
+/// written.
+pub(crate) fn run(progress: &Progress, filter: Option<&str>) -> Result<()> {
+    setup::ensure(progress)?;
+    image::build(progress)?;
+    image::build_frontend(progress)?;
+    let step = progress.task("attacks");
+    step.now("booting Xen and dom0");
+    let machine = Machine::boot(Spec {
+        name: "attacks".to_owned(),
+        daemon: Daemon::Oxenstored,
+        controllers: vec![Controller::PLATTER],
+        xen_options: "dom0_vcpus_pin",
+        processors: PROCESSORS.len() as u32,
+    })?;
+    let rows = measure_all(&World::new(&machine, &step), filter.unwrap_or_default())
+        .map_err(|error| machine.explain(error))?;
+    let head = ["bob, 4 KiB verified at depth 4", "acts", "IOPS", "p99 ms", "p99 at most doubled"];
+    progress.say(&format!("\n{}", report::table(&head, &rows)));
+    machine.end()
+}
+
+fn measure_all(world: &World, filter: &str) -> Result<Vec<Vec<String>>> {
+    world.story("attacks");
+    let field = Field::prepare(world)?;
+    for domain in [NAME, field.bob.name()] {
+        pin(world, domain, PROCESSORS[0])?;
+    }
+    let names: Vec<String> = names(&field)?.into_iter().filter(|name| name.contains(filter)).collect();
+    ensure!(!names.is_empty(), "no attack's name contains {filter:?}");
+    world.step("bob alone");
+    let alone = measure(field.bob)?;
+    let mut rows = vec![row("alone", None, &alone, None)];
+    let (acts, baseline) = beside(&field, BASELINE)?;
+    rows.push(row(BASELINE, Some(acts), &baseline, None));
+    for name in names.iter().filter(|name| *name != BASELINE) {
+        let (acts, measure) = beside(&field, name)?;
+        rows.push(row(name, Some(acts), &measure, Some(&baseline)));
+    }
+    field.check()?;
+    Ok(rows)
+}
+
+/// Has a domain's processors be one of the machine's.
+fn pin(world: &World, domain: &str, processor: u32) -> Result<()> {
+    world.machine().dom0(&format!("xl vcpu-pin {domain} all {processor}")).map(drop)
+}
+
+/// The attacks there are, as the image lists them.
+fn names(field: &Field) -> Result<Vec<String>> {
+    let image = field.attacker("torture list")?;
+    await_end(&image)?;
+    let said = image.said();
+    Ok(said.lines().filter(|line| line.contains('/')).map(str::to_owned).collect())
+}
+
+/// Bob's figures beside an attack, and how often that acted.
+fn beside(field: &Field, name: &str) -> Result<(u64, Measure)> {
+    let (world, seconds) = (field.world, JOB_SECONDS + SPARE_SECONDS);
+    world.step(name);
+    interrupt::check()?;
+    let attacker = field.attacker(&format!("torture={name} seconds={seconds}"))?;
+    pin(world, MALLORY, PROCESSORS[1])?;
+    await_word(world, &attacker, name, |said| {
+        said.begun.as_deref().filter(|begun| *begun == name).map(drop)
+    })?;
+    let measure = measure(field.bob)?;
+    ensure!(Transcript::read(&attacker.said()).done.is_empty(), "{name} was over before bob's job was");
+    let acts = await_word(world, &attacker, name, |said| said.done.first().map(|attack| attack.acts))?;
+    attacker.destroy()?;
+    Ok((acts, measure))
+}
+
+fn measure(bob: &Linux) -> Result<Measure> {
+    let measure = fio::verified_for(bob, "xvdb", REGION, JOB_SECONDS)?;
+    ensure!(measure.outcome.errors == 0, "bob's job met an error");
+    Ok(measure)
+}
+
+fn row(name: &str, acts: Option<u64>, measure: &Measure, baseline: Option<&Measure>) -> Vec<String> {
+    let at_most_doubled = |baseline: &Measure| if measure.p99 <= baseline.p99 * 2 { "yes" } else { "no" };
+    vec![
+        name.to_owned(),
+        acts.map_or_else(|| "-".to_owned(), |acts| acts.to_string()),
+        format!("{:.0}", measure.outcome.requests_per_second()),
+        format!("{:.1}", measure.p99.as_secs_f64() * 1e3),
+        baseline.map_or("-", at_most_doubled).to_owned(),
+    ]
+}
