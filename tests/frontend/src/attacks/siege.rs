@@ -1,5 +1,6 @@
 //! Plays attacks one after the other, each for its time, and tells how often each acted; and what
 //! attacks have in common: chance, time, and a ring that is filled without a look at the answers.
+//! An attack's time runs from its first act: connecting is not attacking.
 
 use core::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::stage::Stage;
 use crate::suite::Options;
 use crate::terms::{RingNodes, Terms};
 use crate::transfer::Pages;
-use crate::verdict::{End, Verdict};
+use crate::verdict::Verdict;
 
 /// Acts between two looks at whether the backend still serves.
 const LOOK_EVERY: u64 = 32;
@@ -33,13 +34,16 @@ pub(super) struct Siege<'a, 's> {
     pub(super) stage: &'a mut Stage<'s>,
     /// What chance has come to.
     chance: u64,
-    until: Instant,
+    name: &'static str,
+    time: Duration,
+    /// When its time is over; nothing before its first act.
+    until: Option<Instant>,
     acts: u64,
     /// The acts at which the backend is to be looked at again.
     look_at: u64,
 }
 
-/// Plays the attacks that are asked for, a line when each begins and one when it is over.
+/// Plays the attacks that are asked for, a line at the first act of each and one when it is over.
 #[inline(never)]
 pub(crate) fn run(stage: &mut Stage, options: &Options<'_>) {
     let (count, seconds, seed) = (chosen(options).count(), options.seconds, options.seed);
@@ -48,27 +52,27 @@ pub(crate) fn run(stage: &mut Stage, options: &Options<'_>) {
         "torture {count} attacks of {seconds} s, seed {seed}, backend {backend}, {sectors} sectors"
     ));
     for (number, attack) in (1..).zip(chosen(options)) {
-        let mut siege =
-            Siege { stage, chance: mixed(seed ^ number << 32), until: Instant(0), acts: 0, look_at: 0 };
-        siege.play(attack, Duration::from_secs(seconds));
+        let (chance, time) = (mixed(seed ^ number << 32), Duration::from_secs(seconds));
+        let name = attack.name;
+        Siege { stage, chance, name, time, until: None, acts: 0, look_at: 0 }.play(attack);
     }
     stage.host.say(format_args!("torture over"));
 }
 
 impl Siege<'_, '_> {
-    fn play(&mut self, attack: &Attack, time: Duration) {
-        let name = attack.name;
-        self.stage.host.say(format_args!("attack {name} begins"));
-        self.until = self.stage.host.now() + time;
-        let (mut rounds, mut last) = (0, Ok(()));
-        while self.has_time() && !matches!(last, Err(End::Skip(_))) {
+    fn play(&mut self, attack: &Attack) {
+        let mut rounds = 0;
+        let last = loop {
             rounds += 1;
-            self.stage.host.limit = Some(self.until);
+            self.stage.host.limit = self.until;
             let ended = (attack.round)(self);
             self.stage.host.limit = None;
-            last = ended.and(self.stage.close());
-        }
-        let (acts, host) = (self.acts, &mut self.stage.host);
+            let last = ended.and(self.stage.close());
+            if self.acts == 0 || !self.has_time() {
+                break last;
+            }
+        };
+        let (name, acts, host) = (self.name, self.acts, &mut self.stage.host);
         match last {
             Ok(()) => host.say(format_args!("attack {name}: {acts} acts in {rounds} rounds")),
             Err(end) => {
@@ -78,12 +82,23 @@ impl Siege<'_, '_> {
     }
 
     pub(super) fn has_time(&mut self) -> bool {
-        self.stage.host.now() < self.until
+        let now = self.stage.host.now();
+        self.until.is_none_or(|until| now < until)
+    }
+
+    /// From now on it attacks.
+    fn begin(&mut self) {
+        self.stage.host.say(format_args!("attack {} begins", self.name));
+        self.until = Some(self.stage.host.now() + self.time);
+        self.stage.host.limit = self.until;
     }
 
     /// So many acts were done. Whether to go on with this connection: there is time, and the
     /// backend serves it, which is looked at now and then.
     pub(super) fn acted(&mut self, count: u64) -> Verdict<bool> {
+        if self.until.is_none() {
+            self.begin();
+        }
         self.acts += count;
         self.stage.host.xen.alive();
         if self.acts < self.look_at {
