@@ -134,9 +134,9 @@ enum Action {
     /// Measure a guest's I/O while another guest attacks platter in every way that it can.
     ///
     /// Boots a machine of two processors, one of them the attacker's alone, and prints a table: the guest's requests a
-    /// second and the time within which 99 of 100 are answered, alone, beside a guest that only uses its processor, and
-    /// beside each attack of tests/frontend. Some ten minutes. Exits with 1 when the guest reads what it has not written or
-    /// a block changed that nobody may write; the figures are no verdict.
+    /// second and the time within which 99 of 100 are answered, alone, beside a guest that only uses its processor, beside
+    /// one that only reads, and beside each attack of tests/frontend. Some fifteen minutes. Exits with 1 when the guest
+    /// reads what it has not written or a block changed that nobody may write; the figures are no verdict.
     Attacks {
         /// Only attacks whose name contains this.
         filter: Option<String>,

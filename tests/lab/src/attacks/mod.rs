@@ -32,8 +32,8 @@ pub(crate) const REGION: (u32, u32) = (5, 64);
 /// Blocks in a MiB.
 const MIB: u64 = 2048;
 
-/// The guest that does nothing but use a processor, which is what attacks are held against.
-const BASELINE: &str = "neighbour/only-computes";
+/// What attacks are held against: a guest that does nothing but use a processor, and one that reads as much as it gets.
+const NEIGHBOURS: [&str; 2] = ["neighbour/only-computes", "neighbour/reads-at-full-rate"];
 /// How long bob is measured beside each attack, and how much longer the attack takes.
 const JOB_SECONDS: u32 = 6;
 const SPARE_SECONDS: u32 = 6;
@@ -139,6 +139,8 @@ pub(crate) fn play(world: &World, attacker: &Frontend) -> Result<usize> {
     })?;
     let idle = transcript.done.iter().find(|attack| attack.acts == 0);
     ensure!(idle.is_none(), "an attack that does not attack: {idle:?}");
+    let kept = transcript.done.iter().find(|attack| attack.how.contains("still uses"));
+    ensure!(kept.is_none(), "platter is Closed and keeps pages: {kept:?}");
     await_end(attacker)?;
     Ok(transcript.done.len())
 }
@@ -151,8 +153,8 @@ pub(crate) fn await_end(attacker: &Frontend) -> Result<()> {
     poll("the end of the attacker", COMMAND_LIMIT, || Ok((!attacker.exists()?).then_some(())))
 }
 
-/// Measures bob alone, beside a guest that only computes, and beside every attack whose name contains `filter`; prints the
-/// table.
+/// Measures bob alone, beside neighbours that do nothing wrong, and beside every attack whose name contains `filter`;
+/// prints the table.
 ///
 /// # Errors
 /// Something does not come up, no attack has such a name, bob reads what he has not written, or somebody else's block was
@@ -172,7 +174,15 @@ pub(crate) fn run(progress: &Progress, filter: Option<&str>) -> Result<()> {
     })?;
     let rows = measure_all(&World::new(&machine, &step), filter.unwrap_or_default())
         .map_err(|error| machine.explain(error))?;
-    let head = ["bob, 4 KiB verified at depth 4", "acts", "IOPS", "p99 ms", "p99 at most doubled"];
+    let head = [
+        "bob's 4 KiB at depth 4, verified, beside",
+        "acts",
+        "IOPS",
+        "p99 ms",
+        "/ that beside computing",
+        "at most doubled",
+        "/ that beside reads",
+    ];
     progress.say(&format!("\n{}", report::table(&head, &rows)));
     machine.end()
 }
@@ -187,12 +197,15 @@ fn measure_all(world: &World, filter: &str) -> Result<Vec<Vec<String>>> {
     ensure!(!names.is_empty(), "no attack's name contains {filter:?}");
     world.step("bob alone");
     let alone = measure(field.bob)?;
-    let mut rows = vec![row("alone", None, &alone, None)];
-    let (acts, baseline) = beside(&field, BASELINE)?;
-    rows.push(row(BASELINE, Some(acts), &baseline, None));
-    for name in names.iter().filter(|name| *name != BASELINE) {
+    let [computing, reading] = [beside(&field, NEIGHBOURS[0])?, beside(&field, NEIGHBOURS[1])?];
+    let references = [computing.1.p99, reading.1.p99];
+    let mut rows = vec![row("nobody", None, &alone, references)];
+    for (name, (acts, measure)) in NEIGHBOURS.iter().zip([computing, reading]) {
+        rows.push(row(name, Some(acts), &measure, references));
+    }
+    for name in names.iter().filter(|name| !NEIGHBOURS.contains(&name.as_str())) {
         let (acts, measure) = beside(&field, name)?;
-        rows.push(row(name, Some(acts), &measure, Some(&baseline)));
+        rows.push(row(name, Some(acts), &measure, references));
     }
     field.check()?;
     Ok(rows)
@@ -234,13 +247,16 @@ fn measure(bob: &Linux) -> Result<Measure> {
     Ok(measure)
 }
 
-fn row(name: &str, acts: Option<u64>, measure: &Measure, baseline: Option<&Measure>) -> Vec<String> {
-    let at_most_doubled = |baseline: &Measure| if measure.p99 <= baseline.p99 * 2 { "yes" } else { "no" };
+/// A row of the table: bob's figures, and his p99 beside what it is next to each of [`NEIGHBOURS`].
+fn row(name: &str, acts: Option<u64>, measure: &Measure, [computing, reading]: [Duration; 2]) -> Vec<String> {
+    let p99 = measure.p99.as_secs_f64();
     vec![
         name.to_owned(),
         acts.map_or_else(|| "-".to_owned(), |acts| acts.to_string()),
         format!("{:.0}", measure.outcome.requests_per_second()),
-        format!("{:.1}", measure.p99.as_secs_f64() * 1e3),
-        baseline.map_or("-", at_most_doubled).to_owned(),
+        format!("{:.1}", p99 * 1e3),
+        format!("{:.2}", p99 / computing.as_secs_f64()),
+        if measure.p99 <= computing * 2 { "yes" } else { "no" }.to_owned(),
+        format!("{:.2}", p99 / reading.as_secs_f64()),
     ]
 }
