@@ -56,7 +56,7 @@ impl<'a> Options<'a> {
 
     fn list(&self) -> impl Iterator<Item = &'static str> {
         let checks = self.checks().filter(|_| !self.torture).map(|check| check.name);
-        checks.chain(attacks::chosen(self).filter(|_| self.torture).map(|attack| attack.name))
+        checks.chain(attacks::chosen(self).filter(|_| self.torture).map(|(_, attack)| attack.name))
     }
 
     fn checks(&self) -> impl Iterator<Item = &'static Check> {

@@ -43,8 +43,8 @@ impl Attack {
 const ROOMS: &[&[Attack]] =
     &[neighbour::ATTACKS, ring::ATTACKS, requests::ATTACKS, grants::ATTACKS, nodes::ATTACKS, life::ATTACKS];
 
-/// The attacks that the command line asks for.
-pub(crate) fn chosen<'o>(options: &'o Options<'_>) -> impl Iterator<Item = &'static Attack> + 'o {
-    let all = ROOMS.iter().flat_map(|room| *room);
-    all.filter(|attack| options.wants(attack.name) && (!attack.last || options.names(attack.name)))
+/// The attacks that the command line asks for, each with its number among all there are.
+pub(crate) fn chosen<'o>(options: &'o Options<'_>) -> impl Iterator<Item = (u64, &'static Attack)> + 'o {
+    let all = (1..).zip(ROOMS.iter().flat_map(|room| *room));
+    all.filter(|(_, attack)| options.wants(attack.name) && (!attack.last || options.names(attack.name)))
 }

@@ -51,7 +51,7 @@ pub(crate) fn run(stage: &mut Stage, options: &Options<'_>) {
     stage.host.say(format_args!(
         "torture {count} attacks of {seconds} s, seed {seed}, backend {backend}, {sectors} sectors"
     ));
-    for (number, attack) in (1..).zip(chosen(options)) {
+    for (number, attack) in chosen(options) {
         let (chance, time) = (mixed(seed ^ number << 32), Duration::from_secs(seconds));
         let name = attack.name;
         Siege { stage, chance, name, time, until: None, acts: 0, look_at: 0 }.play(attack);
