@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 
 use crate::fio::{self, Outcome};
-use crate::machine::{Controller, Daemon, Linux, Machine, NAME, Platter, Settings, Spec};
+use crate::machine::{Controller, Daemon, Disks, Linux, Machine, NAME, Platter, Settings, Spec};
 use crate::progress::{Progress, Step};
 use crate::{image, report, setup};
 
@@ -31,6 +31,7 @@ pub(crate) fn run(progress: &Progress) -> Result<()> {
         name: "demo".to_owned(),
         daemon: Daemon::Oxenstored,
         controllers,
+        disks: Disks::Fresh,
         xen_options: "",
         processors: 1,
     })?;

@@ -21,6 +21,19 @@ pub(crate) const STAT: &str = "platter-stat";
 /// The systemd unit that starts it before the guests.
 pub(crate) const UNIT: &str = include_str!("../../../boot/platter.service");
 
+/// Sources, and where cargo puts what it makes of them.
+struct Tree {
+    sources: PathBuf,
+    target: PathBuf,
+}
+
+impl Tree {
+    /// The workspace's own.
+    fn own() -> Self {
+        Self { sources: paths::workspace(), target: paths::target() }
+    }
+}
+
 /// A built image.
 pub(crate) struct Image {
     /// The stripped ELF.
@@ -37,12 +50,13 @@ pub(crate) struct Image {
 /// # Errors
 /// It does not compile, or `strip` is missing.
 pub(crate) fn build(progress: &Progress) -> Result<Image> {
-    let image = build_image(progress, "platter", "platter")?;
+    let tree = Tree::own();
+    let image = build_image(progress, &tree, "platter", "platter")?;
     let step = progress.task("image");
     step.now("building platter-stat");
     // Without shared libraries, for whatever libc dom0 has.
-    let flags = [&remap()?[..], &["-Ctarget-feature=+crt-static".to_owned()]].concat();
-    let built = compile("platter", STAT, "stat", HOSTED, &flags)?;
+    let flags = [&remap(&tree)?[..], &["-Ctarget-feature=+crt-static".to_owned()]].concat();
+    let built = compile(&tree, "platter", STAT, "stat", HOSTED, &flags)?;
     let folder = paths::image();
     strip(&built, &folder.join(STAT))?;
     fs::write(folder.join("platter.cfg"), include_str!("../../../boot/platter.cfg"))?;
@@ -55,16 +69,24 @@ pub(crate) fn build(progress: &Progress) -> Result<Image> {
 /// # Errors
 /// As [`build`].
 pub(crate) fn build_frontend(progress: &Progress) -> Result<Image> {
-    build_image(progress, "platter-frontend", "frontend")
+    build_image(progress, &Tree::own(), "platter-frontend", "frontend")
+}
+
+/// Builds the image of a copy of the sources, and nothing beside it, into `image` of the folder `target`.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn build_copy(progress: &Progress, sources: PathBuf, target: PathBuf) -> Result<Image> {
+    build_image(progress, &Tree { sources, target }, "platter", "platter")
 }
 
 /// Builds a package's image, its binary of the same name, for the better target, and installs it as `name`.
-fn build_image(progress: &Progress, package: &str, name: &str) -> Result<Image> {
+fn build_image(progress: &Progress, tree: &Tree, package: &str, name: &str) -> Result<Image> {
     let step = progress.task("image");
     let target = if has_core(&sysroot()?, FREESTANDING) { FREESTANDING } else { HOSTED };
     step.now(&format!("building {package} for {target}"));
-    let built = compile(package, package, "image", target, &remap()?)?;
-    let folder = paths::image();
+    let built = compile(tree, package, package, "image", target, &remap(tree)?)?;
+    let folder = tree.target.join("image");
     fs::create_dir_all(&folder)?;
     let path = folder.join(name);
     fs::copy(&built, folder.join(format!("{name}.sym")))
@@ -75,14 +97,21 @@ fn build_image(progress: &Progress, package: &str, name: &str) -> Result<Image> 
 }
 
 /// Builds a program; returns where it is.
-fn compile(package: &str, program: &str, feature: &str, target: &str, flags: &[String]) -> Result<PathBuf> {
+fn compile(
+    tree: &Tree,
+    package: &str,
+    program: &str,
+    feature: &str,
+    target: &str,
+    flags: &[String],
+) -> Result<PathBuf> {
     let mut cargo = Command::new("cargo");
     cargo.args(["build", "--quiet", "--release", "--package", package]);
     cargo.args(["--bin", program, "--features", feature, "--target", target]);
     // Takes the place of RUSTFLAGS, so that no setting of this machine gets into the image.
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
-    process::output(cargo.current_dir(paths::workspace()))?;
-    Ok(paths::target().join(target).join("release").join(program))
+    process::output(cargo.current_dir(&tree.sources).env("CARGO_TARGET_DIR", &tree.target))?;
+    Ok(tree.target.join(target).join("release").join(program))
 }
 
 fn sysroot() -> Result<PathBuf> {
@@ -97,12 +126,12 @@ fn has_core(sysroot: &Path, target: &str) -> bool {
 }
 
 /// Paths of this machine become names, so that one commit gives one image wherever it is built.
-fn remap() -> Result<[String; 3]> {
+fn remap(tree: &Tree) -> Result<[String; 3]> {
     let home = || Some(Path::new(&env::var_os("HOME")?).join(".cargo"));
     let cargo =
         env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home).context("neither CARGO_HOME nor HOME")?;
     let rule = |path: &Path, name: &str| format!("--remap-path-prefix={}={name}", path.display());
-    Ok([rule(&paths::workspace(), "platter"), rule(&cargo, "cargo"), rule(&sysroot()?, "rust")])
+    Ok([rule(&tree.sources, "platter"), rule(&cargo, "cargo"), rule(&sysroot()?, "rust")])
 }
 
 fn strip(from: &Path, to: &Path) -> Result<()> {

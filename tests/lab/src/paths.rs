@@ -49,3 +49,8 @@ pub(crate) fn runs() -> PathBuf {
 pub(crate) fn mutants() -> PathBuf {
     target().join("mutants")
 }
+
+/// What `cargo lab cuts` records and cuts: disks, and their logs.
+pub(crate) fn cuts() -> PathBuf {
+    target().join("lab/cuts")
+}

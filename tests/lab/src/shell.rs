@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
-use crate::machine::{self, Controller, Daemon, Machine, NAME, Platter, Settings, Spec};
+use crate::machine::{self, Controller, Daemon, Disks, Machine, NAME, Platter, Settings, Spec};
 use crate::progress::Progress;
 use crate::{image, interrupt, setup};
 
@@ -35,6 +35,7 @@ pub(crate) fn run(progress: &Progress, daemon: Daemon) -> Result<()> {
         name: "shell".to_owned(),
         daemon,
         controllers,
+        disks: Disks::Fresh,
         xen_options: "",
         processors: 1,
     })?;

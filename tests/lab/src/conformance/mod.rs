@@ -17,7 +17,7 @@ use anyhow::{Result, anyhow, ensure};
 pub(crate) use self::backend::Backend;
 use self::console::Transcript;
 pub(crate) use self::verdict::{Column, Ending, Verdict};
-use crate::machine::{Daemon, Frontend, Machine, Spec};
+use crate::machine::{Daemon, Disks, Frontend, Machine, Spec};
 use crate::progress::Progress;
 use crate::{image, interrupt, paths, setup};
 
@@ -76,8 +76,14 @@ fn alone(progress: &Progress, backend: Backend, filter: &str) -> Column {
         step.now("booting Xen and dom0");
         let name = format!("conformance-{}", backend.name().replace(' ', "-"));
         let controllers = backend.controllers();
-        let (daemon, xen_options) = (Daemon::Oxenstored, "");
-        let machine = Machine::boot(Spec { name, daemon, controllers, xen_options, processors: 1 })?;
+        let machine = Machine::boot(Spec {
+            name,
+            daemon: Daemon::Oxenstored,
+            controllers,
+            disks: Disks::Fresh,
+            xen_options: "",
+            processors: 1,
+        })?;
         step.now("starting the backend");
         let column =
             backend.start(&machine).and_then(|()| on(&machine, backend, filter, &|doing| step.now(doing)));

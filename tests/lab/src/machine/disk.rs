@@ -33,6 +33,11 @@ impl Disk {
         &self.path
     }
 
+    /// Where QEMU logs what is written to it, when it does.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.path.with_extension("log")
+    }
+
     /// Its node in platter and in the Linux driver domain.
     pub(crate) fn target(&self) -> String {
         format!("/dev/nvme0n{}", self.namespace)

@@ -16,8 +16,8 @@ mod run;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -78,9 +78,21 @@ impl Controller {
         format!("0000:00:{:02x}.0", self.slot)
     }
 
-    fn disk(&self, run: &Run, namespace: u32) -> Disk {
-        Disk::new(run.folder().join(format!("{}n{namespace}.raw", self.id)), namespace)
+    /// The disk of a namespace, counted from 1, among others in a folder.
+    pub(crate) fn disk(&self, folder: &Path, namespace: u32) -> Disk {
+        Disk::new(folder.join(format!("{}n{namespace}.raw", self.id)), namespace)
     }
+}
+
+/// Where the controllers' disks come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Disks {
+    /// Fresh ones in the run's folder, with a known pattern; a machine that ends well removes them.
+    Fresh,
+    /// Those of this folder, as they are; they stay.
+    Kept(PathBuf),
+    /// The same, and QEMU logs every write, discard and flush of each in [`Disk::log`].
+    Logged(PathBuf),
 }
 
 /// What machine to boot.
@@ -90,10 +102,21 @@ pub(crate) struct Spec {
     pub(crate) name: String,
     pub(crate) daemon: Daemon,
     pub(crate) controllers: Vec<Controller>,
+    pub(crate) disks: Disks,
     /// More of Xen's command line.
     pub(crate) xen_options: &'static str,
     /// One as a rule: what Xen's debug keys print is whole then before dom0 goes on.
     pub(crate) processors: u32,
+}
+
+impl Spec {
+    fn disk(&self, run: &Run, controller: &Controller, namespace: u32) -> Disk {
+        let folder = match &self.disks {
+            Disks::Fresh => run.folder(),
+            Disks::Kept(folder) | Disks::Logged(folder) => folder,
+        };
+        controller.disk(folder, namespace)
+    }
 }
 
 /// A machine that runs; it ends on drop.
@@ -134,19 +157,37 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Ends the machine and removes its disks; the logs stay. Dropping a machine keeps its disks, to look into.
+    /// Ends the machine and removes fresh disks; the logs stay. Dropping a machine keeps its disks, to look into.
     ///
     /// # Errors
     /// A disk cannot be removed.
     pub(crate) fn end(self) -> Result<()> {
         let Self { qemu, run, spec, .. } = self;
         drop(qemu);
+        if spec.disks != Disks::Fresh {
+            return Ok(());
+        }
         for controller in &spec.controllers {
             for namespace in 1..=Controller::NAMESPACES {
-                fs::remove_file(controller.disk(&run, namespace).path())?;
+                fs::remove_file(spec.disk(&run, controller, namespace).path())?;
             }
         }
         Ok(())
+    }
+
+    /// Cuts the power: everything in the machine stops where it is. What its disks were given by then is in their files.
+    ///
+    /// # Errors
+    /// The process cannot be killed, or does not end.
+    pub(crate) fn cut_power(self) -> Result<()> {
+        self.qemu.kill()?;
+        let mut agent = self.agent()?;
+        // A thread of QEMU's may still be in the middle of a write; its sockets close after that.
+        poll("the end of QEMU", COMMAND_LIMIT, || match agent.port.read(&mut [0; 65536]) {
+            Ok(0) => Ok(Some(())),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(Some(())),
+            _ => Ok(None),
+        })
     }
 
     /// Runs a shell script in dom0 and gives what it printed.
@@ -159,8 +200,7 @@ impl Machine {
 
     /// Runs a shell script in dom0, whatever it ends with.
     pub(crate) fn dom0_answer(&self, script: &str, limit: Duration) -> Result<Answer> {
-        let mut agent =
-            self.agent.lock().map_err(|_| anyhow!("another thread failed while it held dom0's agent"))?;
+        let mut agent = self.agent()?;
         agent.last_id += 1;
         let id = agent.last_id;
         let line = agent::request(id, limit, script)? + "\n";
@@ -172,9 +212,12 @@ impl Machine {
         })
     }
 
+    fn agent(&self) -> Result<MutexGuard<'_, Agent>> {
+        self.agent.lock().map_err(|_| anyhow!("another thread failed while it held dom0's agent"))
+    }
+
     fn wait_for_agent(&self) -> Result<()> {
-        let mut agent =
-            self.agent.lock().map_err(|_| anyhow!("another thread failed while it held dom0's agent"))?;
+        let mut agent = self.agent()?;
         let mut said = String::new();
         poll("dom0's agent", BOOT_LIMIT, || {
             self.receive(&mut agent.port, &mut said)?;
@@ -204,7 +247,7 @@ impl Machine {
 
     /// A disk of one of its controllers; namespaces count from 1.
     pub(crate) fn disk(&self, controller: &Controller, namespace: u32) -> Disk {
-        controller.disk(&self.run, namespace)
+        self.spec.disk(&self.run, controller, namespace)
     }
 
     pub(crate) fn run(&self) -> &Run {

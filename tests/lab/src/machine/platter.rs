@@ -1,6 +1,7 @@
 //! The domain under test: creates it as a user would, waits until it serves, reads its console.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,6 +17,8 @@ pub(crate) const NAME: &str = "platter";
 /// What a test changes of the image's own configuration.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings<'s> {
+    /// What boots instead of the image in [`paths::image`].
+    pub(crate) kernel: Option<&'s Path>,
     /// The controllers it owns.
     pub(crate) controllers: &'s [Controller],
     /// Its command line.
@@ -30,7 +33,8 @@ impl Settings<'_> {
     /// As a user starts it whose guests have disks whole; a crash keeps the domain, so that it is noticed.
     pub(crate) fn usual() -> Self {
         let options = "log=info opaque=nvme0n1,nvme0n2";
-        Self { controllers: &[Controller::PLATTER], options, memory: 16, on_crash: "preserve" }
+        let controllers = &[Controller::PLATTER];
+        Self { kernel: None, controllers, options, memory: 16, on_crash: "preserve" }
     }
 }
 
@@ -57,7 +61,7 @@ impl<'m> Platter<'m> {
     /// # Errors
     /// As [`Self::create`].
     pub(crate) fn create_paused(machine: &'m Machine, settings: Settings) -> Result<Self> {
-        share_image(machine)?;
+        share_image(machine, settings.kernel)?;
         let pci: Vec<String> =
             settings.controllers.iter().map(|controller| format!("\"{}\"", controller.pci())).collect();
         machine.dom0(&format!(
@@ -132,11 +136,12 @@ impl<'m> Platter<'m> {
 }
 
 /// Copies the image and its configuration to where dom0 sees them.
-fn share_image(machine: &Machine) -> Result<()> {
+fn share_image(machine: &Machine, kernel: Option<&Path>) -> Result<()> {
     let (image, share) = (paths::image(), machine.run().share());
     let missing = || format!("no image in {}: `cargo lab image` makes it", image.display());
-    for program in ["platter", STAT] {
-        fs::copy(image.join(program), share.join(program)).with_context(missing)?;
+    let kernel = kernel.map_or_else(|| image.join("platter"), Path::to_owned);
+    for (from, name) in [(kernel, "platter"), (image.join(STAT), STAT)] {
+        fs::copy(from, share.join(name)).with_context(missing)?;
     }
     let configuration = fs::read_to_string(image.join("platter.cfg")).with_context(missing)?;
     fs::write(share.join("platter.cfg"), with_kernel(&configuration, "/share/platter"))?;

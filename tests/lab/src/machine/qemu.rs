@@ -7,10 +7,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::run::Run;
-use super::{Controller, Spec};
+use super::{BLOCK_SIZE, Controller, Disk, Disks, Spec};
 use crate::{paths, process};
 
 /// No machine outlives this, even when the lab is killed.
@@ -28,7 +28,7 @@ impl Qemu {
         command.args(["--foreground", &LIFETIME_SECONDS.to_string(), "qemu-system-x86_64"]);
         base(&mut command, spec, run, sockets);
         for controller in &spec.controllers {
-            nvme(&mut command, controller, run)?;
+            nvme(&mut command, spec, controller, run)?;
         }
         fs::write(run.folder().join("qemu.command"), process::line(&command) + "\n")?;
         let log = File::create(run.qemu_log())?;
@@ -46,6 +46,19 @@ impl Qemu {
             Some(status) => bail!("the emulated machine ended ({status})"),
             None => Ok(()),
         }
+    }
+
+    /// Ends it without a chance to do anything more.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub(super) fn kill(&self) -> Result<()> {
+        let mut child = self.child()?;
+        // `timeout` cannot hand this signal on; the two are a process group of their own.
+        let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("QEMU's process id")?;
+        kill_process_group(group, Signal::KILL)?;
+        child.wait()?;
+        Ok(())
     }
 
     fn child(&self) -> Result<std::sync::MutexGuard<'_, Child>> {
@@ -109,17 +122,31 @@ fn base(command: &mut Command, spec: &Spec, run: &Run, sockets: &Path) {
 
 /// One controller with its namespaces. The host's page cache is the disk's volatile cache, so a flush must reach
 /// the file: never cache=unsafe.
-fn nvme(command: &mut Command, controller: &Controller, run: &Run) -> Result<()> {
+fn nvme(command: &mut Command, spec: &Spec, controller: &Controller, run: &Run) -> Result<()> {
     let id = &controller.id;
     let place = format!("bus=pcie.0,addr={:x}", controller.slot);
     command.args(["-device", &format!("nvme,id={id},serial={},{place}", controller.serial)]);
     for namespace in 1..=Controller::NAMESPACES {
-        let disk = controller.disk(run, namespace);
-        disk.create()?;
-        let drive = format!("{id}n{namespace}");
-        let path = disk.path().display();
-        command.args(["-drive", &format!("file={path},if=none,id={drive},format=raw,cache=writeback")]);
+        let (drive, disk) = (format!("{id}n{namespace}"), spec.disk(run, controller, namespace));
+        command.args(medium(&drive, &disk, &spec.disks)?);
         command.args(["-device", &format!("nvme-ns,drive={drive},bus={id},nsid={namespace}")]);
     }
     Ok(())
+}
+
+/// What QEMU calls `drive`: a disk's file, which is made when it is to be fresh, with its log if it has one.
+fn medium(drive: &str, disk: &Disk, disks: &Disks) -> Result<[String; 2]> {
+    let (path, log) = (disk.path().display(), disk.log());
+    match disks {
+        Disks::Fresh => disk.create()?,
+        Disks::Kept(_) => {}
+        Disks::Logged(_) => {
+            File::create(&log)?;
+            let (options, log) = ("discard=unmap,log-sector-size", log.display());
+            let files = format!("file.driver=file,file.filename={path},log.driver=file,log.filename={log}");
+            let node = format!("driver=blklogwrites,node-name={drive},{options}={BLOCK_SIZE},{files}");
+            return Ok(["-blockdev".to_owned(), node]);
+        }
+    }
+    Ok(["-drive".to_owned(), format!("file={path},if=none,id={drive},format=raw,cache=writeback")])
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::Boot;
 use crate::machine::{
-    COMMAND_LIMIT, Controller, Disk, Holdings, Linux, Machine, Manner, NAME, Platter, Settings, Spec,
+    COMMAND_LIMIT, Controller, Disk, Disks, Holdings, Linux, Machine, Manner, NAME, Platter, Settings, Spec,
     disk_spec, poll, zombies,
 };
 use crate::progress::Step;
@@ -34,6 +34,7 @@ pub(crate) fn machine(boot: &Boot) -> Result<Machine> {
         name: boot.name.to_owned(),
         daemon: boot.daemon,
         controllers,
+        disks: Disks::Fresh,
         xen_options: boot.xen_options,
         processors: 1,
     })
