@@ -54,6 +54,8 @@ pub(crate) fn build(progress: &Progress) -> Result<Image> {
     let image = build_image(progress, &tree, "platter", "platter")?;
     let step = progress.task("image");
     step.now("building platter-stat");
+    // In a folder of its own: for other flags cargo would build anew what both have in common, each time.
+    let tree = Tree { target: tree.target.join("stat"), ..tree };
     // Without shared libraries, for whatever libc dom0 has.
     let flags = [&remap(&tree)?[..], &["-Ctarget-feature=+crt-static".to_owned()]].concat();
     let built = compile(&tree, "platter", STAT, "stat", HOSTED, &flags)?;
