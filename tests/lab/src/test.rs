@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
 
+use crate::cuts::{TRIALS, Trial};
 use crate::fuzz::{self, Effort};
 use crate::machine::Machine;
 use crate::progress::{Progress, Step};
@@ -19,6 +20,8 @@ use crate::{image, interrupt, paths, process, setup};
 const MACHINES: usize = 2;
 /// How long each target is fuzzed: for as long as a change that breaks something easy to find needs to be noticed.
 const FUZZED: Effort = Effort::Seconds(60);
+/// What trials stand under, as stories do under their boot.
+const CUTS: &str = "cuts";
 
 /// What passed and what did not.
 #[derive(Default)]
@@ -43,12 +46,12 @@ pub(crate) fn run(progress: &Progress, filter: Option<&str>, all: bool) -> Resul
     let tally = Mutex::new(Tally::default());
     host_tests(progress, filter, &tally)?;
     fuzzed(progress, filter, &tally)?;
-    let boots = select(filter, all);
-    if !boots.is_empty() {
+    let jobs = select(filter, all);
+    if !jobs.is_empty() {
         setup::ensure(progress)?;
         image::build(progress)?;
         image::build_frontend(progress)?;
-        emulated(progress, boots, &tally)?;
+        emulated(progress, jobs, &tally)?;
     }
     let tally = tally.into_inner().map_err(|_| anyhow!("a test thread panicked"))?;
     if tally.passed + tally.failed.len() == 0 {
@@ -61,15 +64,28 @@ pub(crate) fn run(progress: &Progress, filter: Option<&str>, all: bool) -> Resul
     Ok(tally)
 }
 
-/// The boots to run, each with the stories whose `boot/story` contains the filter.
-fn select(filter: &str, all: bool) -> Vec<(Boot, Vec<Story>)> {
-    let matching = |boot: &Boot| {
-        let stories =
-            boot.stories.iter().filter(|story| format!("{}/{}", boot.name, story.name).contains(filter));
-        (*boot, stories.copied().collect::<Vec<_>>())
+/// What runs on emulated machines, one at a time.
+#[derive(Debug)]
+enum Job {
+    /// Stories on one machine.
+    Stories(Boot, Vec<Story>),
+    /// Power cuts, whose machines do not live long.
+    Cuts(Vec<Trial>),
+}
+
+/// The jobs to do: boots, each with the stories whose `boot/story` contains the filter, and so with `cuts/trial`.
+fn select(filter: &str, all: bool) -> Vec<Job> {
+    let matches = |boot: &str, story: &str| format!("{boot}/{story}").contains(filter);
+    let stories = |boot: &Boot| {
+        let stories = boot.stories.iter().filter(|story| matches(boot.name, story.name)).copied();
+        Some(stories.collect::<Vec<_>>()).filter(|stories| !stories.is_empty())
     };
+    let trials = TRIALS.iter().filter(|trial| (all || !trial.long) && matches(CUTS, trial.name)).copied();
+    let trials = Some(trials.collect::<Vec<_>>()).filter(|trials| !trials.is_empty());
     let boots = BOOTS.iter().filter(|boot| all || boot.lane == Lane::Short);
-    boots.map(matching).filter(|(_, stories)| !stories.is_empty()).collect()
+    let boots = boots.filter_map(|boot| Some(Job::Stories(*boot, stories(boot)?)));
+    // With `all` these take longest.
+    trials.map(Job::Cuts).into_iter().chain(boots).collect()
 }
 
 fn host_tests(progress: &Progress, filter: &str, tally: &Mutex<Tally>) -> Result<()> {
@@ -134,12 +150,15 @@ fn host_results(said: &str) -> (usize, Vec<String>) {
     (passed, failed.map(str::to_owned).collect())
 }
 
-fn emulated(progress: &Progress, boots: Vec<(Boot, Vec<Story>)>, tally: &Mutex<Tally>) -> Result<()> {
-    let queue = Mutex::new(VecDeque::from(boots));
+fn emulated(progress: &Progress, jobs: Vec<Job>, tally: &Mutex<Tally>) -> Result<()> {
+    let queue = Mutex::new(VecDeque::from(jobs));
     let next = || queue.lock().ok()?.pop_front();
     let worker = || {
-        while let Some((boot, stories)) = next() {
-            tell_all(progress, &boot, &stories, tally)?;
+        while let Some(job) = next() {
+            match job {
+                Job::Stories(boot, stories) => tell_all(progress, &boot, &stories, tally)?,
+                Job::Cuts(trials) => cut_all(progress, &trials, tally)?,
+            }
         }
         Ok(())
     };
@@ -149,6 +168,28 @@ fn emulated(progress: &Progress, boots: Vec<(Boot, Vec<Story>)>, tally: &Mutex<T
             .into_iter()
             .try_for_each(|worker| worker.join().map_err(|_| anyhow!("a test thread panicked"))?)
     })
+}
+
+/// Tries power cuts, one after the other.
+fn cut_all(progress: &Progress, trials: &[Trial], tally: &Mutex<Tally>) -> Result<()> {
+    for trial in trials {
+        let step = progress.task(CUTS);
+        let name = format!("{CUTS}/{}", trial.name);
+        let start = Instant::now();
+        let failed = match (trial.tell)(progress, &step) {
+            Ok(()) => {
+                step.say(&format!("ok     {name} ({:.0} s)", start.elapsed().as_secs_f64()));
+                None
+            }
+            Err(error) => {
+                interrupt::check()?;
+                step.say(&format!("FAILED {name}\nat     {}\n{error:#}", step.doing()));
+                Some(name)
+            }
+        };
+        add(tally, usize::from(failed.is_none()), failed.into_iter().collect())?;
+    }
+    Ok(())
 }
 
 /// Tells a boot's stories on one machine; after one that fails, the others get a fresh machine.
@@ -218,7 +259,9 @@ mod tests {
     fn a_filter_selects_boots_and_stories() {
         let chosen = select("life/crash", false);
         assert_eq!(chosen.len(), 1);
-        assert!(chosen[0].1.iter().all(|story| story.name.starts_with("crash")));
+        let Job::Stories(_, stories) = &chosen[0] else { panic!("{chosen:?}") };
+        assert!(stories.iter().all(|story| story.name.starts_with("crash")));
+        assert!(matches!(&select("cuts/", false)[..], [Job::Cuts(trials)] if trials.len() < TRIALS.len()));
         assert!(select("beside-linux", false).is_empty());
         assert_eq!(select("beside-linux", true).len(), 1);
         assert!(select("", true).len() > select("", false).len());

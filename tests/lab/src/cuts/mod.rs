@@ -17,7 +17,7 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use self::states::{Choice, Tally};
 use self::writer::Writer;
@@ -29,6 +29,7 @@ const STEPS: u64 = 150;
 const FEW_STEPS: u64 = 40;
 /// States of each disk.
 const STATES: u32 = 1000;
+const FEW_STATES: u32 = 100;
 /// Real power cuts.
 const POWER_CUTS: u32 = 10;
 /// Losses that are shown.
@@ -83,6 +84,52 @@ pub(crate) fn run(progress: &Progress, arguments: &Arguments) -> Result<bool> {
         cut_power(&step, seed, power_cuts)?;
     }
     Ok(lost == 0)
+}
+
+/// A story of `cargo lab test` that boots its own machines.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Trial {
+    pub(crate) name: &'static str,
+    /// Only with `--all`.
+    pub(crate) long: bool,
+    pub(crate) tell: fn(&Progress, &Step) -> Result<()>,
+}
+
+/// All of them. They share the recording's folder, so that only one may run at a time.
+pub(crate) const TRIALS: &[Trial] = &[
+    Trial {
+        name: "nothing_synced_is_lost",
+        long: false,
+        tell: |_, step| nothing_is_lost(step, FEW_STEPS, FEW_STATES),
+    },
+    Trial {
+        name: "nothing_synced_is_lost_in_a_thousand_states",
+        long: true,
+        tell: |_, step| nothing_is_lost(step, STEPS, STATES),
+    },
+    Trial { name: "the_power_fails_ten_times", long: true, tell: |_, step| cut_power(step, 1, POWER_CUTS) },
+    Trial {
+        name: "a_build_that_does_not_flush_is_found",
+        long: true,
+        tell: |progress, step| is_found(progress, step, "flush-answered-without-flushing"),
+    },
+    Trial {
+        name: "a_build_that_flushes_too_early_is_found",
+        long: true,
+        tell: |progress, step| is_found(progress, step, "flush-before-its-writes"),
+    },
+];
+
+fn nothing_is_lost(step: &Step, steps: u64, states: u32) -> Result<()> {
+    stage::record(step, &recording(), None, steps)?;
+    let lost = verdict(step, 1, Choice::Many(states))?;
+    ensure!(lost == 0, "{lost} states have lost what was acknowledged");
+    Ok(())
+}
+
+fn is_found(progress: &Progress, step: &Step, mutant: &str) -> Result<()> {
+    ensure!(lost_with(progress, step, mutant, FEW_STATES, 1)?, "nothing is lost with {mutant}");
+    Ok(())
 }
 
 /// Records with a mutant in platter's place; whether something is lost, as it should be.
