@@ -13,7 +13,8 @@ use anyhow::{Result, bail, ensure};
 use self::console::Transcript;
 use crate::fio::{self, Measure};
 use crate::machine::{
-    COMMAND_LIMIT, Controller, Daemon, Disk, Frontend, Linux, Machine, NAME, Settings, Spec, disk_spec, poll,
+    COMMAND_LIMIT, Controller, Daemon, Disk, Disks, Frontend, Linux, Machine, NAME, Settings, Spec,
+    disk_spec, poll,
 };
 use crate::oracle::Expected;
 use crate::progress::Progress;
@@ -169,6 +170,7 @@ pub(crate) fn run(progress: &Progress, filter: Option<&str>) -> Result<()> {
         name: "attacks".to_owned(),
         daemon: Daemon::Oxenstored,
         controllers: vec![Controller::PLATTER],
+        disks: Disks::Fresh,
         xen_options: "dom0_vcpus_pin",
         processors: PROCESSORS.len() as u32,
     })?;

@@ -39,7 +39,14 @@ pub(super) fn boot(step: &Step, disks: Disks) -> Result<Machine> {
     step.now("booting Xen and dom0");
     let controllers = vec![Controller::PLATTER];
     let daemon = Daemon::Oxenstored;
-    Machine::boot(Spec { name: "cuts".to_owned(), daemon, controllers, disks, xen_options: "" })
+    Machine::boot(Spec {
+        name: "cuts".to_owned(),
+        daemon,
+        controllers,
+        disks,
+        xen_options: "",
+        processors: 1,
+    })
 }
 
 /// Boots platter, or what is to boot in its place, and the writers, and attaches their disks.
