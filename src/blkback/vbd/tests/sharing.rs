@@ -1,6 +1,7 @@
 //! Who may have which blocks at the same time, and for how long.
 
 use super::*;
+use crate::blkback::Issued;
 use crate::units::{Block, DomId};
 use crate::volume::tests::disk;
 use crate::volume::{DiskIndex, PartUuid, Partition};
@@ -142,4 +143,24 @@ fn a_device_in_place_of_another_holds_what_it_is_now() {
     world.run();
     let hold = world.vbd.hold().unwrap();
     assert_eq!((hold.name.to_string(), hold.writable), ("nvme0n2".into(), false));
+}
+
+#[test]
+fn a_volume_is_held_while_requests_are_in_flight_though_the_directory_is_gone() {
+    let mut world = World::connected();
+    let mut front = Front::at(world.machine.granted[&(5, 8)], 0);
+    front.submit(&entry(3, 1, 0, &[]));
+    let requests = world.vbd.requests_mut().unwrap();
+    assert_eq!(requests.admit(Instant(0), 1, &mut started()).unwrap().requests, 1);
+    requests.issued(Issued::Flush);
+    world.remove(HOME);
+    world.remove(FRONT);
+    world.run_until(world.millis() + 10_000);
+    assert!(world.vbd.hold().is_some(), "the disk still works for it");
+    let requests = world.vbd.requests_mut().unwrap();
+    requests.completed(0, true);
+    assert!(requests.reap(&mut heapless::Vec::new()));
+    requests.answer(Instant(0));
+    world.run();
+    assert_eq!(world.vbd.hold(), None);
 }
