@@ -20,7 +20,7 @@ pub(super) fn each_beside_a_victim(world: &World) -> Result<()> {
     let field = Field::prepare(world)?;
     let from = world.log().len();
     let rounds = keep_verifying(&field)?;
-    let count = attacks::play(world, &field.attacker("torture seconds=2")?)?;
+    let count = attacks::play(world, &field.attacker("torture seconds=1")?)?;
     rounds.stop()?;
     let lines = world.log()[from..].lines().count();
     ensure!(lines <= LINES, "{count} attacks have platter say {lines} lines");
