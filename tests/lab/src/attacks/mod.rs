@@ -13,8 +13,7 @@ use anyhow::{Result, bail, ensure};
 use self::console::Transcript;
 use crate::fio::{self, Measure};
 use crate::machine::{
-    COMMAND_LIMIT, Controller, Daemon, Disk, Disks, Frontend, Linux, Machine, NAME, Settings, Spec,
-    disk_spec, poll,
+    Controller, Daemon, Disk, Disks, Frontend, Linux, Machine, NAME, Settings, Spec, disk_spec, poll,
 };
 use crate::oracle::Expected;
 use crate::progress::Progress;
@@ -38,8 +37,8 @@ const NEIGHBOURS: [&str; 2] = ["neighbour/only-computes", "neighbour/reads-at-fu
 /// How long bob is measured beside each attack, and how much longer the attack takes.
 const JOB_SECONDS: u32 = 6;
 const SPARE_SECONDS: u32 = 6;
-/// What all attacks together may take.
-const LIMIT: Duration = Duration::from_secs(600);
+/// What all attacks together may take, and a dead domain's end.
+pub(crate) const LIMIT: Duration = Duration::from_secs(600);
 /// How often the attacker's domain is asked for.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The processor of everybody but mallory, and mallory's.
@@ -142,16 +141,8 @@ pub(crate) fn play(world: &World, attacker: &Frontend) -> Result<usize> {
     ensure!(idle.is_none(), "an attack that does not attack: {idle:?}");
     let kept = transcript.done.iter().find(|attack| attack.how.contains("still uses"));
     ensure!(kept.is_none(), "platter is Closed and keeps pages: {kept:?}");
-    await_end(attacker)?;
+    attacker.wait_end(LIMIT)?;
     Ok(transcript.done.len())
-}
-
-/// Waits until the attacker's domain is gone.
-///
-/// # Errors
-/// It stays.
-pub(crate) fn await_end(attacker: &Frontend) -> Result<()> {
-    poll("the end of the attacker", COMMAND_LIMIT, || Ok((!attacker.exists()?).then_some(())))
 }
 
 /// Measures bob alone, beside neighbours that do nothing wrong, and beside every attack whose name contains `filter`;
@@ -221,7 +212,7 @@ fn pin(world: &World, domain: &str, processor: u32) -> Result<()> {
 /// The attacks there are, as the image lists them.
 fn names(field: &Field) -> Result<Vec<String>> {
     let image = field.attacker("torture list")?;
-    await_end(&image)?;
+    image.wait_end(LIMIT)?;
     let said = image.said();
     Ok(said.lines().filter(|line| line.contains('/')).map(str::to_owned).collect())
 }

@@ -1,6 +1,7 @@
 //! The image of `tests/frontend` as a guest: a frontend of its own, which checks or attacks the backend of its disk.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -47,6 +48,15 @@ impl<'m> Frontend<'m> {
     /// dom0 does not answer.
     pub(crate) fn exists(&self) -> Result<bool> {
         Ok(self.machine.dom0_answer(&format!("xl domid {}", self.name), COMMAND_LIMIT)?.code == 0)
+    }
+
+    /// Waits until its domain is gone.
+    ///
+    /// # Errors
+    /// It stays for longer than `limit`.
+    pub(crate) fn wait_end(&self, limit: Duration) -> Result<()> {
+        let script = format!("while xl domid {} >/dev/null 2>&1; do sleep 0.5; done", self.name);
+        self.machine.dom0_answer(&script, limit)?.success("dom0", &script).map(drop)
     }
 
     /// Ends it, if it is still there.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::World;
-use crate::attacks::{self, Field, REGION};
+use crate::attacks::{self, Field, LIMIT, REGION};
 use crate::fio;
 
 /// Lines of platter's log that one guest may cause in so short a time: 256 in a row and one every five seconds, and a few
@@ -33,11 +33,10 @@ pub(super) fn attackers_die_in_the_middle(world: &World) -> Result<()> {
     let rounds = keep_verifying(&field)?;
     for death in 1..=DEATHS {
         world.step(&format!("mallory crashes: {death} of {DEATHS}"));
-        attacks::await_end(&field.attacker(&format!("torture=life/crashes seed={death}"))?)?;
+        field.attacker(&format!("torture=life/crashes seed={death}"))?.wait_end(LIMIT)?;
     }
     world.step("mallory removes its device's directory");
-    let attacker = field.attacker("torture=life/removes-its-directory seconds=1")?;
-    attacks::await_end(&attacker)?;
+    field.attacker("torture=life/removes-its-directory seconds=1")?.wait_end(LIMIT)?;
     for attack in ["ring/entries-rewritten", "requests/splinters", "grants/persistent-exhausted"] {
         world.step(&format!("mallory is destroyed in {attack}"));
         let attacker = field.attacker(&format!("torture={attack} seconds=60"))?;
