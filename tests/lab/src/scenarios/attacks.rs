@@ -13,7 +13,7 @@ use crate::fio;
 /// of others'.
 const LINES: usize = 400;
 /// Attackers that die one after the other.
-const DEATHS: usize = 4;
+const DEATHS: usize = 2;
 
 /// All attacks, one after the other, while bob writes and reads back.
 pub(super) fn each_beside_a_victim(world: &World) -> Result<()> {
