@@ -37,7 +37,7 @@ pub(super) fn attackers_die_in_the_middle(world: &World) -> Result<()> {
     }
     world.step("mallory removes its device's directory");
     field.attacker("torture=life/removes-its-directory seconds=1")?.wait_end(LIMIT)?;
-    for attack in ["ring/entries-rewritten", "requests/splinters", "grants/persistent-exhausted"] {
+    for attack in ["requests/splinters", "grants/persistent-exhausted"] {
         world.step(&format!("mallory is destroyed in {attack}"));
         let attacker = field.attacker(&format!("torture={attack} seconds=60"))?;
         attacks::await_word(world, &attacker, attack, |said| said.begun.clone())?;
