@@ -232,7 +232,7 @@ pub(crate) const BOOTS: &[Boot] = &[
         xen_options: "",
         stories: stories![conformance::every_check_passes],
     },
-    on_oxenstored("attacks", ATTACKS),
+    on_oxenstored("attacks", stories![attacks::each_beside_a_victim]),
     Boot {
         name: "conformance-beside",
         lane: Lane::Long,
@@ -253,6 +253,13 @@ pub(crate) const BOOTS: &[Boot] = &[
         daemon: Daemon::Oxenstored,
         xen_options: "",
         stories: stories![blocks::all_sizes_verify, blocks::two_guests_for_long],
+    },
+    Boot {
+        name: "attackers",
+        lane: Lane::Long,
+        daemon: Daemon::Oxenstored,
+        xen_options: "",
+        stories: stories![attacks::attackers_die_in_the_middle],
     },
     Boot {
         name: "c-xenstored-many",
