@@ -23,6 +23,8 @@ use crate::verdict::Verdict;
 const LOOK_EVERY: u64 = 32;
 /// How long an attack sleeps at most between two acts.
 const BREATH: Duration = Duration::from_millis(1);
+/// How often an attack tells how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(2);
 /// What an attack leaves its backend to notice something.
 const MOMENT: Duration = Duration::from_secs(1);
 
@@ -38,6 +40,8 @@ pub(super) struct Siege<'a, 's> {
     time: Duration,
     /// When its time is over; nothing before its first act.
     until: Option<Instant>,
+    /// When to tell how far it is.
+    tell_at: Option<Instant>,
     acts: u64,
     /// The acts at which the backend is to be looked at again.
     look_at: u64,
@@ -53,8 +57,8 @@ pub(crate) fn run(stage: &mut Stage, options: &Options<'_>) {
     ));
     for (number, attack) in chosen(options) {
         let (chance, time) = (mixed(seed ^ number << 32), Duration::from_secs(seconds));
-        let name = attack.name;
-        Siege { stage, chance, name, time, until: None, acts: 0, look_at: 0 }.play(attack);
+        let (name, until, tell_at) = (attack.name, None, None);
+        Siege { stage, chance, name, time, until, tell_at, acts: 0, look_at: 0 }.play(attack);
     }
     stage.host.say(format_args!("torture over"));
 }
@@ -105,7 +109,17 @@ impl Siege<'_, '_> {
             return Ok(self.has_time());
         }
         self.look_at = self.acts + LOOK_EVERY;
+        self.tell();
         Ok(self.has_time() && self.is_served()?)
+    }
+
+    /// Tells how far it is, unless it has just done so.
+    fn tell(&mut self) {
+        let now = self.stage.host.now();
+        if *self.tell_at.get_or_insert(now + TELL_EVERY) <= now {
+            self.stage.host.say(format_args!("attack {}: {} acts so far", self.name, self.acts));
+            self.tell_at = Some(now + TELL_EVERY);
+        }
     }
 
     /// Whether the backend says that it is Connected, as far as it was heard of.

@@ -17,6 +17,8 @@ pub(crate) struct Transcript {
     pub(crate) announced: Option<usize>,
     /// The attack that began last.
     pub(crate) begun: Option<String>,
+    /// How often the one that told it last had acted, before its end.
+    pub(crate) so_far: u64,
     /// Those that are over, in the order in which they were played.
     pub(crate) done: Vec<Attack>,
     /// Whether the image has come to its end.
@@ -38,6 +40,7 @@ impl Transcript {
                     Some(name) => transcript.begun = Some(name.to_owned()),
                     None => transcript.done.extend(attack(rest)),
                 }
+                transcript.so_far = so_far(rest).unwrap_or(transcript.so_far);
             }
         }
         transcript
@@ -51,12 +54,17 @@ fn attack(rest: &str) -> Option<Attack> {
     Some(Attack { name: name.to_owned(), acts: acts.parse().ok()?, how: how.to_owned() })
 }
 
+/// `NAME: N acts so far`
+fn so_far(rest: &str) -> Option<u64> {
+    rest.split_once(": ")?.1.strip_suffix(" acts so far")?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const CONSOLE: &str = "noise\ntorture 2 attacks of 5 s, seed 1, backend /x, 8 sectors\nattack ring/a begins\n\
-                           attack ring/a: 17 acts in 2 rounds\nattack ring/b begins\n\
+                           attack ring/a: 9 acts so far\nattack ring/a: 17 acts in 2 rounds\nattack ring/b begins\n\
                            attack ring/b: 0 acts in 1 rounds, the last: skip: no: discard\ntorture over\n";
 
     #[test]
@@ -75,5 +83,6 @@ mod tests {
         let transcript = Transcript::read(cut);
         assert_eq!(transcript.begun.as_deref(), Some("ring/a"));
         assert!(transcript.done.is_empty() && !transcript.over);
+        assert_eq!(transcript.so_far, 9);
     }
 }
