@@ -231,6 +231,8 @@ fn beside(field: &Field, name: &str) -> Result<(u64, Measure)> {
     let said = Transcript::read(&attacker.said());
     ensure!(said.done.is_empty(), "{name} was over before bob's job was");
     attacker.destroy()?;
+    let (rate, p99) = (measure.outcome.requests_per_second(), measure.p99.as_secs_f64() * 1e3);
+    world.say(&format!("{name}: {} acts, {rate:.0} IOPS, p99 {p99:.1} ms", said.so_far));
     Ok((said.so_far, measure))
 }
 
