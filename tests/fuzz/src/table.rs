@@ -18,7 +18,7 @@ use crate::output;
 const INDEX: DiskIndex = DiskIndex { controller: 0, namespace: 0 };
 
 /// Extents after which nothing can be read, so that a long table does not take long here.
-const READS: usize = 40;
+const READS: usize = 12;
 
 /// Extents that a table may want at most: both copies of a GUID partition table with as many entries
 /// as are served, each a page, and their headers, or the records of a chain.
