@@ -278,12 +278,12 @@ impl<'a> Domain<'a> {
             pci::TOKEN => self.pci.notice(),
             statistics::TOKEN => self.statistics.notice(),
             scan::TOKEN => match DeviceId::in_path(path).and_then(|id| self.place_of(id)) {
-                Some(index) => self.notice_vbd(index),
+                Some(index) => self.notice_vbd(index, Vbd::notice),
                 None => self.scan.notice(),
             },
             token => {
                 if let Some(index) = DeviceId::in_token(token).and_then(|id| self.place_of(id)) {
-                    self.notice_vbd(index);
+                    self.notice_vbd(index, Vbd::notice_frontend);
                 }
             }
         }
@@ -293,9 +293,9 @@ impl<'a> Domain<'a> {
         self.tables.vbds.iter().position(|vbd| vbd.as_ref().is_some_and(|vbd| vbd.id() == id))
     }
 
-    fn notice_vbd(&mut self, index: usize) {
+    fn notice_vbd(&mut self, index: usize, notice: impl FnOnce(&mut Vbd)) {
         if let Some(vbd) = &mut self.tables.vbds[index] {
-            vbd.notice();
+            notice(vbd);
             self.tables.due.add(index);
         }
     }
@@ -338,7 +338,7 @@ impl<'a> Domain<'a> {
         for index in 0..self.tables.vbds.len() {
             let id = self.tables.vbds[index].as_ref().map(Vbd::id);
             if id.is_some_and(|known| !self.scan.found().any(|id| id == known)) {
-                self.notice_vbd(index);
+                self.notice_vbd(index, Vbd::notice);
             }
         }
         for index in 0..self.scan.found().count() {

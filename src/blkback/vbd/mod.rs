@@ -187,6 +187,9 @@ pub struct Vbd {
     /// There is no room for it: it is only here to be refused.
     barred: bool,
     look: Look,
+    /// The frontend has written its state since what it says was read: what else is read of it may not go together
+    /// with that.
+    terms_are_old: bool,
     errand: Option<Errand>,
     /// Whether the watch on the frontend's state is set.
     watching: bool,
@@ -221,6 +224,7 @@ impl Vbd {
             reserve: Reserve::NOTHING,
             barred: false,
             look: Look::Nothing,
+            terms_are_old: false,
             errand: None,
             watching: false,
             why: Value::new(),
@@ -247,8 +251,14 @@ impl Vbd {
         self.id
     }
 
-    /// Something may have changed: below our directory, or that there is one, or the frontend's
-    /// state, the watch on which has the token `fe/GUEST/DEVICE`.
+    /// The frontend has written its state, or its directory went: the watch with the token
+    /// `fe/GUEST/DEVICE` fired.
+    pub fn notice_frontend(&mut self) {
+        self.terms_are_old = true;
+        self.notice();
+    }
+
+    /// Something may have changed: below our directory, or that there is one.
     pub fn notice(&mut self) {
         self.look = Look::Ours;
         if self.state == State::Finished {
@@ -385,7 +395,7 @@ impl Vbd {
         match errand {
             // A notice from here on means to look again.
             Errand::LookOurs => self.look = Look::Theirs,
-            Errand::LookTheirs => self.look = Look::Nothing,
+            Errand::LookTheirs => (self.look, self.terms_are_old) = (Look::Nothing, false),
             Errand::Complain | Errand::Task(_) => {}
         }
         Some(self.job(errand))

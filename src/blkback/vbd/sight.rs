@@ -379,7 +379,12 @@ impl Vbd {
         match connection.join(hal, &endpoint, &mut self.reserve) {
             Ok(()) => {
                 self.changes += 1;
-                if connection.next_ring().is_none() {
+                if connection.next_ring().is_some() {
+                    return;
+                }
+                if self.terms_are_old {
+                    self.drain(Then::Offer);
+                } else {
                     self.state = State::Doing(Task::Connect);
                 }
             }

@@ -112,6 +112,27 @@ fn a_frontend_that_closes_may_come_back() {
 }
 
 #[test]
+fn what_was_read_before_and_after_a_frontend_started_again_is_not_taken_together() {
+    // Our directory, the frontend's, and its ring are looked at one after the other.
+    for looks in 0..3 {
+        let mut world = World::new();
+        world.attach("/dev/nvme0n1", "w");
+        world.run_until(199);
+        world.frontend_ready("8", "15");
+        world.now = Instant(1_200_000_000);
+        world.vbd.turn(world.now, &mut world.machine);
+        (0..looks).for_each(|_| assert!(world.step()));
+        world.frontend_ready("9", "16");
+        world.nodes.insert(format!("{FRONT}/protocol"), "x86_32-abi".to_string());
+        world.run_until(1000);
+        let connects = world.trace.iter().filter(|(_, state)| state == "4").count();
+        let connection = world.vbd.connection.as_ref().unwrap();
+        assert_eq!((connects, connection.terms.protocol), (1, Protocol::X86_32), "{looks}");
+        assert_eq!(world.machine.bound.values().copied().collect::<Vec<_>>(), [(5, 16)], "{looks}");
+    }
+}
+
+#[test]
 fn a_frontend_that_starts_again_unannounced_is_connected_anew() {
     // Restarted, or resumed with another ring; each with what it leaves as it was. One that was
     // resumed may say that it is connected before we look.

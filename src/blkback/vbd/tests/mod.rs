@@ -103,7 +103,7 @@ impl World {
         {
             self.nodes.insert(format!("{FRONT}/{node}"), value.to_string());
         }
-        self.vbd.notice();
+        self.vbd.notice_frontend();
     }
 
     fn set(&mut self, base: &str, node: &str, value: &str) {
