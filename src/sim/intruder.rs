@@ -135,6 +135,8 @@ impl Intruder {
             (Some("2"), Some(ours)) if ours != "3" => self.offer(machine),
             (Some("5" | "6"), Some("1")) | (_, None) => {}
             (Some("5" | "6"), _) => self.say(machine, "state", 1),
+            // Until it is connected it keeps quiet, mostly: else it would hardly ever be.
+            (Some("2"), _) if !machine.rng.one_in(2_000) => {}
             _ => self.act(machine),
         }
     }
@@ -145,14 +147,14 @@ impl Intruder {
             return;
         }
         self.acts += 1;
-        match machine.rng.index(400) {
+        match machine.rng.index(10_000) {
             0 => self.say_anything(machine),
             1 => self.claim_anything(machine),
-            2..10 => self.grant_anew(machine),
-            10..40 => self.scribble(machine),
-            40..80 => (0..4).for_each(|_| machine.notify(self.disk.guest, self.port)),
-            80..160 => self.spoil(machine),
-            160..200 => self.describe(machine),
+            2..250 => self.grant_anew(machine),
+            250..1_000 => self.scribble(machine),
+            1_000..2_000 => (0..4).for_each(|_| machine.notify(self.disk.guest, self.port)),
+            2_000..4_000 => self.spoil(machine),
+            4_000..5_000 => self.describe(machine),
             _ => self.ask(machine),
         }
     }

@@ -23,12 +23,11 @@ impl Page {
         Self { mfn, gref: machine.grants.offer(guest, DRIVER, mfn, readonly) }
     }
 
-    /// Takes it back, if it is not mapped. When it is, that is a violation if it must not be
-    /// (`unmapped`), and either way it stays granted.
-    pub fn revoke(self, machine: &mut Machine, guest: DomId, unmapped: bool) {
+    /// Takes it back. When it is mapped, that is a violation, and it stays granted.
+    pub fn revoke(self, machine: &mut Machine, guest: DomId) {
         if machine.grants.revoke(guest, self.gref) {
             machine.memory.give_back(self.mfn);
-        } else if unmapped {
+        } else {
             machine.violated(Violation::StillMapped(guest, self.gref));
         }
     }
@@ -77,7 +76,7 @@ impl Pool {
             self.free.push(page);
         } else {
             self.granted -= 1;
-            page.revoke(machine, self.guest, true);
+            page.revoke(machine, self.guest);
         }
     }
 

@@ -26,7 +26,7 @@ impl Frontend {
                 self.enter(machine, Stage::Closed, 6);
             }
             (Stage::Closed, "6") => {
-                self.let_go(machine, true);
+                self.let_go(machine);
                 if core::mem::take(&mut self.reopens) {
                     self.enter(machine, Stage::Waiting, 1);
                 }
@@ -104,20 +104,25 @@ impl Frontend {
         }
     }
 
-    /// The toolstack removed the device. When it did so after the backend had closed, nothing may
-    /// be mapped any more; when it forced its way, that is ours to put up with.
+    /// The toolstack removed the device. When it forced its way, the backend may have pages mapped, or map those yet
+    /// that it finds in the ring: they stay granted, and their references are not used again.
     fn remove(&mut self, machine: &mut Machine) {
-        self.let_go(machine, self.backend_is_closed);
+        if self.backend_is_closed {
+            self.let_go(machine);
+        } else {
+            self.forget();
+            self.unlink(machine);
+            self.left.clear();
+        }
         self.stage = Stage::Removed;
     }
 
-    /// Gives up what is in flight and takes all pages back; `unmapped` says that we must have let
-    /// go of them.
-    fn let_go(&mut self, machine: &mut Machine, unmapped: bool) {
+    /// Gives up what is in flight and takes all pages back, none of which may be mapped any more.
+    fn let_go(&mut self, machine: &mut Machine) {
         self.forget();
         self.unlink(machine);
         let guest = self.guest();
-        self.left.drain(..).for_each(|page| page.revoke(machine, guest, unmapped));
+        self.left.drain(..).for_each(|page| page.revoke(machine, guest));
     }
 
     /// Nothing that is in flight will be answered; the pages stay granted.
