@@ -23,8 +23,8 @@ pub const QUEUES: usize = 16;
 /// several.
 pub const RINGS: usize = 2 * VBDS;
 
-/// Requests that one device has in flight: one more than its controller can have, so that the next is
-/// ready when one ends.
+/// Requests that one device has in flight: twice as many as it may have commands at a controller that it shares
+/// with nobody, so that the next are ready when those end.
 pub const SLOTS: usize = QUEUE_ENTRIES;
 
 /// Segments of a direct request (blkif.h, `BLKIF_MAX_SEGMENTS_PER_REQUEST`).
@@ -46,8 +46,9 @@ pub const KEEPERS: usize = MAPTRACK / 2 / KEPT;
 /// Requests taken from one device before the next has its turn.
 pub const ADMIT_BATCH: usize = 32;
 
-/// Grants mapped or unmapped in one go: some 32 full direct requests, or two full indirect ones.
-pub const GRANT_BATCH: usize = 512;
+/// Grants mapped or unmapped in one go: one full indirect request. Whoever else has requests waits for that
+/// long.
+pub const GRANT_BATCH: usize = 256;
 
 /// Indirect requests whose segments are fetched in one go.
 pub const COPY_BATCH: usize = INDIRECT_SLOTS;

@@ -10,7 +10,7 @@ use heapless::Vec;
 
 use super::set::Set;
 use crate::blkback::{Admitted, Batch, Issued, Requests, Spans, Vbd, Work};
-use crate::drivers::{Completion, DeviceError, Disk, Operation, Refusal, Token};
+use crate::drivers::{Completion, DeviceError, Disk, Operation, Refusal, Status, Token};
 use crate::hal::{GrantMapping, Hal, Memory};
 use crate::limits;
 use crate::units::{Block, Instant, Span};
@@ -19,8 +19,7 @@ use crate::volume::DiskIndex;
 /// Completions taken from one controller at a time.
 const COMPLETIONS: usize = limits::QUEUE_ENTRIES;
 
-/// Turns that may pass until rings that were popped are armed. Some guest may give work to every turn,
-/// so that there is none to sleep after, and one whose ring is not armed sends no event.
+/// Turns in which rings that were popped are looked at again, until they are armed instead.
 const ARM_TURNS: u32 = 16;
 
 // A token holds the vbd's place and the slot of its request, and none of them is `OUR_FLUSH`.
@@ -278,6 +277,8 @@ impl Io {
         self.shares.clear();
         let mut progress = false;
         let mut first = None;
+        // Nobody is told of what comes into a ring that is not armed.
+        self.called.add_all(&self.popped);
         for index in self.called.from(self.cursor) {
             let Some(vbd) = vbds.get_mut(index).and_then(Option::as_mut) else {
                 self.called.remove(index);
@@ -458,6 +459,10 @@ enum Step {
 fn issue_one(index: usize, requests: &mut Requests, disk: &mut Disk, spans: &mut Spans) -> Step {
     let namespace = requests.volume().disk.namespace;
     let Some(command) = requests.next_command(spans) else { return Step::Empty };
+    // Whoever comes next finds room, and as much of it as anybody has taken.
+    if disk.status() == Status::Ready && requests.commands() >= disk.room() {
+        return Step::Wait;
+    }
     let token = Token((index as u32) << 16 | u32::from(command.slot));
     let mut submit = |operation, first, spans: &[Span]| {
         disk.submit(token, namespace, operation, first, spans).map(Issued::Spans)

@@ -29,6 +29,11 @@ impl Set {
         self.used |= 1 << (index / BITS);
     }
 
+    pub(super) fn add_all(&mut self, others: &Self) {
+        self.words.iter_mut().zip(others.words).for_each(|(word, other)| *word |= other);
+        self.used |= others.used;
+    }
+
     pub(super) fn remove(&mut self, index: usize) {
         let word = &mut self.words[index / BITS];
         *word &= !(1 << (index % BITS));
@@ -84,6 +89,10 @@ mod tests {
         set.remove(5);
         set.remove(5);
         assert_eq!(from(set, 6), [63, LAST, 0]);
+        let mut others = Set::EMPTY;
+        [5, 63, 64].into_iter().for_each(|index| others.add(index));
+        set.add_all(&others);
+        assert_eq!(from(set, 6), [63, 64, LAST, 0, 5]);
     }
 
     #[test]

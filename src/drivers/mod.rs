@@ -190,6 +190,14 @@ impl Disk {
         }
     }
 
+    /// How many commands it can take, until one of those that it has is completed.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        match self {
+            Self::Nvme(nvme) => nvme.room(),
+        }
+    }
+
     /// Takes one command that does as many of the spans as one command can, and at least one;
     /// returns how many that is (none for a flush). `namespace` is an index into
     /// [`Disk::namespaces`]. The blocks are known to lie on the disk, and the spans add up to

@@ -88,6 +88,20 @@ fn discards_beyond_the_end_are_errors() {
 /// Pages of the largest request.
 const SEGMENTS: u16 = 256;
 
+/// A page of segments of the largest request, each with the same sectors of a page of its own: Xen lets one be mapped
+/// some hundred times at once.
+fn segments(world: &World, rogue: Rogue, first: u8, last: u8) -> u32 {
+    let mut state = world.state();
+    let (page, table) = rogue.grant(&mut state.machine);
+    for at in (0..).step_by(8).take(SEGMENTS.into()) {
+        let mut segment = [0; 8];
+        let gref = rogue.grant(&mut state.machine).1.0;
+        write_segment(&mut segment, (gref, first, last));
+        page.write(at, &segment);
+    }
+    table.0
+}
+
 /// Asks for the largest reads again as their answers come, so many in all.
 fn ask_for_all(rogue: Rogue, state: &mut State, table: u32, asked: u32, all: u32) {
     let now = all.min(rogue.answers() + 16);
@@ -101,21 +115,46 @@ fn ask_for_all(rogue: Rogue, state: &mut State, table: u32, asked: u32, all: u32
     }
 }
 
+/// How long the disk takes for each command while a guest wants too many.
+const SLOW: Duration = Duration::from_secs(1);
+
+#[test]
+fn whoever_comes_next_finds_room_at_the_disk() {
+    for seed in 0..4 {
+        let mut world = world(seed);
+        let [(_, greedy), (_, modest)] = [(5, "/dev/nvme0n1"), (6, "/dev/nvme0n2")]
+            .map(|(guest, target)| Rogue::attach(&world, guest, target));
+        // Sectors that no command can have two of.
+        let table = segments(&world, greedy, 1, 1);
+        for rogue in [greedy, modest] {
+            rogue.later(&world, OFFER, |rogue, state| rogue.offer(&mut state.machine));
+        }
+        greedy.later(&world, CONNECTED, move |rogue, state| {
+            state.lent.controller(0).slow_down(SLOW..SLOW + Duration::from_micros(1));
+            rogue.put_entry(0, &entry(READ, 0, Body::Indirect(SEGMENTS, &[table; 8])));
+            rogue.claim(&mut state.machine, 1);
+        });
+        modest.later(&world, CONNECTED + SLOW / 2, move |rogue, state| {
+            let (_, gref) = rogue.grant(&mut state.machine);
+            (0..11).for_each(|place| rogue.put(place, READ, 8, &[(gref, 0, 7)]));
+            rogue.claim(&mut state.machine, 11);
+        });
+        modest.later(&world, CONNECTED + SLOW / 2 + SLOW + SLOW / 4, move |modest, _| {
+            assert_eq!((modest.answers(), greedy.answers()), (11, 0), "seed {seed}");
+        });
+        run(&mut world, |_, _| false);
+        assert_eq!((greedy.answers(), greedy.answer(0).1), (1, 0), "seed {seed}");
+    }
+}
+
 #[test]
 fn mappings_of_requests_that_ended_are_there_for_others() {
     let all = limits::MAPPINGS as u32 / u32::from(SEGMENTS) + 16;
     let mut world = world(1);
     let (_, rogue) = Rogue::attach(&world, 5, "/dev/nvme0n1");
-    // Xen lets a page be mapped some hundred times at once.
-    let grefs: Vec<u32> = (0..SEGMENTS).map(|_| rogue.grant(&mut world.state().machine).1.0).collect();
-    let (page, table) = rogue.grant(&mut world.state().machine);
-    for (at, gref) in (0..).step_by(8).zip(grefs) {
-        let mut segment = [0; 8];
-        write_segment(&mut segment, (gref, 0, 7));
-        page.write(at, &segment);
-    }
+    let table = segments(&world, rogue, 0, 7);
     rogue.later(&world, OFFER, |rogue, state| rogue.offer(&mut state.machine));
-    rogue.later(&world, CONNECTED, move |rogue, state| ask_for_all(rogue, state, table.0, 0, all));
+    rogue.later(&world, CONNECTED, move |rogue, state| ask_for_all(rogue, state, table, 0, all));
     run(&mut world, |_, _| false);
     assert_eq!(rogue.answers(), all);
     assert_eq!(rogue.answer(all - 1).1, 0);

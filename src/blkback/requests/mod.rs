@@ -117,6 +117,8 @@ pub struct Requests {
     reaped: Queue,
     /// Pages that are mapped and not kept.
     held: usize,
+    /// Commands that the disk has.
+    commands: usize,
     /// A barrier that was taken, and waits until it is the only request in flight, or is done then.
     barrier: Option<Barrier>,
 }
@@ -149,6 +151,7 @@ impl Requests {
             finished: Queue::new(),
             reaped: Queue::new(),
             held: 0,
+            commands: 0,
             barrier: None,
         }
     }
@@ -216,6 +219,7 @@ impl Requests {
         let index = self.issue.front().expect("there was a command");
         let slot = &mut self.means.slots[index];
         slot.parts += 1;
+        self.commands += 1;
         match issued {
             Issued::Flush => assert!(core::mem::take(&mut slot.flush), "there was a flush to issue"),
             Issued::Spans(spans) => {
@@ -256,6 +260,7 @@ impl Requests {
         let index = slot;
         let slot = &mut self.means.slots[index];
         slot.parts = slot.parts.checked_sub(1).expect("a completion belongs to a command");
+        self.commands -= 1;
         if !ok {
             slot.status = Status::Error;
         }
@@ -267,6 +272,12 @@ impl Requests {
         } else {
             self.finished.push(index);
         }
+    }
+
+    /// Commands that were issued and not completed.
+    #[must_use]
+    pub const fn commands(&self) -> usize {
+        self.commands
     }
 
     /// Whether there are finished requests to be reaped.

@@ -298,6 +298,11 @@ impl Nvme {
         }
     }
 
+    /// See [`super::Disk::room`].
+    pub fn room(&self) -> usize {
+        self.tags.room()
+    }
+
     /// The disk with this index, if it takes commands now.
     fn disk_to_ask(&self, namespace: usize) -> Result<Namespace, Refusal> {
         self.is_taking()?;

@@ -94,6 +94,11 @@ impl Tags {
         self.used == 0
     }
 
+    /// How many commands can be entered.
+    pub(super) fn room(&self) -> usize {
+        self.room.saturating_sub(self.used.count_ones()) as usize
+    }
+
     /// Enters a command that is issued now, if there is room. [`Tags::keep`] is due next.
     pub(super) fn enter(&mut self, token: Token, now: Instant) -> Option<(Tag, CommandId)> {
         let place = self.used.trailing_ones();
@@ -206,10 +211,11 @@ mod tests {
     fn there_is_room_for_one_command_less_than_the_queue_has_entries() {
         for entries in [2, 3, 64] {
             let mut tags = Tags::new(entries);
-            for n in 1..u32::from(entries) {
-                assert!(tags.enter(Token(n), Instant(0)).is_some());
+            for n in (1..entries).rev() {
+                assert_eq!(tags.room(), n.into());
+                assert!(tags.enter(Token(n.into()), Instant(0)).is_some());
             }
-            assert_eq!(tags.enter(Token(0), Instant(0)), None);
+            assert_eq!((tags.room(), tags.enter(Token(0), Instant(0))), (0, None));
         }
     }
 

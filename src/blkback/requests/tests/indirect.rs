@@ -1,7 +1,7 @@
 //! Requests whose segments are in a page of the guest's.
 
 use super::*;
-use crate::limits::{INDIRECT_SEGMENTS, INDIRECT_SLOTS};
+use crate::limits::INDIRECT_SLOTS;
 
 fn full() -> Rig {
     Rig::with(Setup { full: true, volume: volume(512, 10_000), ..Setup::default() })
@@ -139,10 +139,10 @@ fn a_request_waits_for_a_page_and_others_wait_behind_it() {
 #[test]
 fn a_request_waits_for_room_in_the_batch() {
     let mut rig = full();
-    rig.submit_indirect(READ, 1, 0, &pages(200));
+    rig.submit_indirect(READ, 1, 0, &pages(150));
     rig.submit_indirect(READ, 2, 8, &pages(101));
     rig.submit(READ, 3, 16, &pages(1));
-    assert_eq!(rig.admit_into(300), Admitted { requests: 1, copies: 1, maps: 0 });
+    assert_eq!(rig.admit_into(250), Admitted { requests: 1, copies: 1, maps: 0 });
     assert!(rig.requests.backlog(), "it needs no event");
     assert_eq!(rig.admit_into(100).requests, 0);
     assert!(rig.requests.backlog());
@@ -173,7 +173,7 @@ fn a_request_that_waits_is_not_answered_at_the_end() {
 fn promises_of_several_requests_add_up() {
     let mut rig = full();
     for id in 0..4 {
-        rig.submit_indirect(READ, id, 0, &pages(INDIRECT_SEGMENTS as u32));
+        rig.submit_indirect(READ, id, 0, &pages(GRANT_BATCH as u32 / 2));
     }
     assert_eq!(rig.admit().requests, 2, "as many as there are maps in a batch");
     assert_eq!(rig.batch.maps.len(), GRANT_BATCH);
