@@ -105,11 +105,11 @@ impl Siege<'_, '_> {
         }
         self.acts += count;
         self.stage.host.xen.alive();
+        self.tell();
         if self.acts < self.look_at {
             return Ok(self.has_time());
         }
         self.look_at = self.acts + LOOK_EVERY;
-        self.tell();
         Ok(self.has_time() && self.is_served()?)
     }
 
