@@ -1,12 +1,18 @@
 //! The conversation about the domain itself: watches on what the toolstack asks of it
 //! (`control/shutdown`, `control/sysrq`), and `data/ready`.
 
+use core::time::Duration;
+
+use crate::units::Instant;
 use crate::wire::xenbus::{Answer, Job, Path, StoreError};
 
 /// The token of the watch on `control/shutdown`, and its place.
 pub(super) const SHUTDOWN: &str = "shutdown";
 /// The token of the watch on `control/sysrq`, and its place.
 pub(super) const SYSRQ: &str = "sysrq";
+
+/// The pause after `data/ready` could not be written: as long as a device's longest.
+const RETRY: Duration = Duration::from_millis(6400);
 
 /// What the toolstack has asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,12 +31,24 @@ enum Asked {
     Acknowledge,
 }
 
+/// What is to be done about `data/ready`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ready {
+    /// Nothing now: the domain does not serve yet, or has said so.
+    Nothing,
+    /// It is to be written.
+    Due,
+    /// It could not be written, which was logged.
+    Failed { retry_at: Instant },
+    /// It is to be written again.
+    Retried,
+}
+
 /// The state of it.
 pub(super) struct Home {
     asked: Asked,
     set_up: bool,
-    /// `data/ready` is to be written.
-    ready: bool,
+    ready: Ready,
     noticed: bool,
     /// A request has been read that is to be acknowledged.
     to_acknowledge: bool,
@@ -42,7 +60,7 @@ impl Home {
         Self {
             asked: Asked::Nothing,
             set_up: false,
-            ready: false,
+            ready: Ready::Nothing,
             noticed: false,
             to_acknowledge: false,
             request: None,
@@ -56,7 +74,22 @@ impl Home {
 
     /// The domain serves.
     pub(super) fn set_ready(&mut self) {
-        self.ready = true;
+        self.ready = Ready::Due;
+    }
+
+    /// When it has something to do by itself.
+    pub(super) const fn deadline(&self) -> Option<Instant> {
+        match self.ready {
+            Ready::Failed { retry_at } => Some(retry_at),
+            Ready::Nothing | Ready::Due | Ready::Retried => None,
+        }
+    }
+
+    /// Does what time allows.
+    pub(super) fn turn(&mut self, now: Instant) {
+        if self.deadline().is_some_and(|at| at <= now) {
+            self.ready = Ready::Retried;
+        }
     }
 
     /// A watch has fired.
@@ -91,8 +124,7 @@ impl Home {
         } else if self.noticed {
             self.noticed = false;
             (Asked::Control, home.read("control/shutdown").read("control/sysrq"))
-        } else if self.ready {
-            self.ready = false;
+        } else if matches!(self.ready, Ready::Due | Ready::Retried) {
             (Asked::Ready, home.write("data/ready", 1))
         } else {
             return None;
@@ -101,14 +133,20 @@ impl Home {
         Some(job)
     }
 
-    pub(super) fn job_done(&mut self, result: Result<(), StoreError>, answers: &[Answer]) {
+    pub(super) fn job_done(&mut self, now: Instant, result: Result<(), StoreError>, answers: &[Answer]) {
         match core::mem::replace(&mut self.asked, Asked::Nothing) {
             Asked::Nothing => {}
             Asked::SetUp => {
                 self.set_up = true;
                 Self::say_failures("set up watches", result, answers);
             }
-            Asked::Ready => Self::say_failures("write data/ready", result, answers),
+            Asked::Ready => {
+                if self.ready == Ready::Due {
+                    Self::say_failures("write data/ready", result, answers);
+                }
+                let failed = failure(result, answers).is_some();
+                self.ready = if failed { Ready::Failed { retry_at: now + RETRY } } else { Ready::Nothing };
+            }
             Asked::Control => {
                 let value = |index: usize| answers.get(index).and_then(|answer| answer.as_ref().ok());
                 if let Some(command) = value(0).filter(|text| !text.is_empty()) {
@@ -149,18 +187,24 @@ impl Home {
     }
 
     fn say_failures(what: &str, result: Result<(), StoreError>, answers: &[Answer]) {
-        let failed =
-            result.err().or_else(|| answers.iter().find_map(|answer| answer.as_ref().err().copied()));
-        if let Some(error) = failed {
+        if let Some(error) = failure(result, answers) {
             log::error!("xenstore: cannot {what}: {error:?}");
         }
     }
 }
 
+/// The first thing that went wrong with a job.
+fn failure(result: Result<(), StoreError>, answers: &[Answer]) -> Option<StoreError> {
+    result.err().or_else(|| answers.iter().find_map(|answer| answer.as_ref().err().copied()))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Home, Request};
+    use super::{Home, RETRY, Request};
+    use crate::units::Instant;
     use crate::wire::xenbus::{Answer, StoreError, Value};
+
+    const NOW: Instant = Instant(1_000);
 
     fn answers(shutdown: &str, sysrq: &str) -> [Answer; 2] {
         [shutdown, sysrq].map(|text| Ok(Value::try_from(text).unwrap()))
@@ -169,7 +213,7 @@ mod tests {
     fn set_up() -> Home {
         let mut home = Home::new();
         assert_eq!(home.next_job().unwrap().steps.len(), 5);
-        home.job_done(Ok(()), &[]);
+        home.job_done(NOW, Ok(()), &[]);
         assert!(home.is_set_up());
         home
     }
@@ -180,12 +224,12 @@ mod tests {
         assert!(home.next_job().is_none());
         home.notice();
         assert!(home.next_job().is_some());
-        home.job_done(Ok(()), &answers("poweroff", ""));
+        home.job_done(NOW, Ok(()), &answers("poweroff", ""));
         assert_eq!(home.request(), Some(Request::Poweroff));
         assert!(!home.acknowledged());
         assert!(home.next_job().is_some());
         assert!(!home.acknowledged(), "asked for is not done");
-        home.job_done(Ok(()), &[]);
+        home.job_done(NOW, Ok(()), &[]);
         assert!(home.acknowledged());
     }
 
@@ -194,7 +238,7 @@ mod tests {
         let mut home = set_up();
         home.notice();
         let _ = home.next_job();
-        home.job_done(Ok(()), &answers("suspend", "w"));
+        home.job_done(NOW, Ok(()), &answers("suspend", "w"));
         assert_eq!(home.request(), None);
         assert!(home.next_job().is_some(), "libxl waits for the acknowledgement");
     }
@@ -205,7 +249,7 @@ mod tests {
         for control in [answers("", ""), [Err(StoreError::NotFound), Err(StoreError::NotFound)]] {
             home.notice();
             let _ = home.next_job();
-            home.job_done(Ok(()), &control);
+            home.job_done(NOW, Ok(()), &control);
             assert_eq!(home.request(), None);
             assert!(home.next_job().is_none());
         }
@@ -216,7 +260,7 @@ mod tests {
         let mut home = set_up();
         home.notice();
         let _ = home.next_job();
-        home.job_done(Ok(()), &answers("", "c"));
+        home.job_done(NOW, Ok(()), &answers("", "c"));
         assert_eq!(home.request(), Some(Request::Crash));
     }
 
@@ -225,7 +269,25 @@ mod tests {
         let mut home = set_up();
         home.set_ready();
         assert!(home.next_job().is_some());
-        home.job_done(Ok(()), &[]);
+        home.job_done(NOW, Ok(()), &[]);
         assert!(home.next_job().is_none());
+    }
+
+    #[test]
+    fn ready_is_said_later_when_xenstore_has_no_room() {
+        let mut home = set_up();
+        home.set_ready();
+        for _ in 0..3 {
+            assert_eq!(home.next_job().unwrap().steps.len(), 1);
+            home.job_done(NOW, Ok(()), &[Err(StoreError::Quota)]);
+            home.turn(NOW);
+            assert!(home.next_job().is_none());
+            assert_eq!(home.deadline(), Some(NOW + RETRY));
+            home.turn(NOW + RETRY);
+            assert_eq!(home.deadline(), None, "it only waits for its turn");
+        }
+        assert!(home.next_job().is_some());
+        home.job_done(NOW, Ok(()), &[]);
+        assert_eq!((home.next_job(), home.deadline()), (None, None));
     }
 }

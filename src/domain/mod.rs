@@ -180,6 +180,7 @@ impl<'a> Domain<'a> {
     pub fn turn(&mut self, hal: &mut impl Hal) -> Turn {
         let now = hal.now();
         self.take_events(hal);
+        self.home.turn(now);
         // The store comes last of the three: what time makes due may be a job for it.
         self.vbds_turn(hal, now);
         let mut progress = self.devices_turn(hal, now);
@@ -303,7 +304,7 @@ impl<'a> Domain<'a> {
     fn job_done(&mut self, hal: &mut impl Hal, now: Instant, result: Result<(), StoreError>) {
         let answers = self.store.answers();
         match self.speaker.take() {
-            Some(Speaker::Home) => self.home.job_done(result, answers),
+            Some(Speaker::Home) => self.home.job_done(now, result, answers),
             Some(Speaker::Pci) => self.pci.job_done(hal, result, answers),
             Some(Speaker::Scan) => {
                 self.scan.job_done(answers, self.store.listing());
@@ -455,6 +456,7 @@ impl<'a> Domain<'a> {
     fn deadline(&self) -> Option<Instant> {
         let disks = self.tables.disks.iter().flatten().filter_map(Disk::deadline);
         let controllers = self.controllers.iter().flatten().filter_map(Controller::deadline);
-        disks.chain(controllers).chain(self.tables.first_deadline).chain(self.pci.deadline()).min()
+        let others = [self.tables.first_deadline, self.pci.deadline(), self.home.deadline()];
+        disks.chain(controllers).chain(others.into_iter().flatten()).min()
     }
 }

@@ -15,6 +15,7 @@ use platter::sim::tables::Gpt;
 use platter::sim::toolstack::Outcome;
 use platter::sim::tree::Perms;
 use platter::sim::world::World;
+use platter::sim::xenstored::Flavour;
 use platter::units::DomId;
 
 use crate::host::{DEV, SECTORS, add_nvme, assert_outcome, attach, disk, run, world};
@@ -291,6 +292,21 @@ fn a_store_in_uproar_is_survived() {
         run(&mut world, |_, _| DONE);
         assert_outcome(&world, job, Outcome::Done);
         assert_eq!(answered(&world, frontend), (50, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn ready_is_said_as_soon_as_xenstore_has_room_for_it() {
+    for flavour in [Flavour::Oxenstored, Flavour::Cxenstored] {
+        let mut world = World::new(1, flavour);
+        let owned = world.state().machine.tree.owned(DRIVER);
+        world.state().machine.tree.quota.0 = owned;
+        let later = world.state().machine.now + Duration::from_secs(20);
+        world.state().at(later, |state| state.machine.tree.quota.0 = 1000);
+        run(&mut world, |_, _| DONE);
+        let state = world.state();
+        assert_eq!(state.machine.tree.text("/local/domain/3/data/ready"), Some("1"));
+        assert!(state.machine.now.since(later) < Duration::from_secs(7));
     }
 }
 
