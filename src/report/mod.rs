@@ -33,13 +33,12 @@ pub fn install(level: LevelFilter, started: Instant) {
     log::set_max_level(level);
 }
 
-/// Sets the time that lines carry from now on.
+/// Sets the time that lines of the image's log carry from now on.
 pub fn set_now(now: Instant) {
-    LOGGER.now.store(now.0, Ordering::Relaxed);
+    LOGGER.set_now(now);
 }
 
-/// Hands to `sink` what it has not been given yet, in order, until it takes less than it is
-/// offered. The sink says how many bytes it took; what it logs itself is lost and counted.
+/// Hands the image's log to `sink`, see [`Logger::drain`].
 pub fn drain(sink: &mut impl FnMut(&[u8]) -> usize) {
     LOGGER.drain(sink);
 }
@@ -95,9 +94,11 @@ impl core::ops::Deref for GuestTarget {
     }
 }
 
+/// A log of its own: the image has one, and each simulated world.
+///
 /// There is one processor and no interrupt handler logs, so the lock is only ever found taken by
 /// a sink or a trap inside of this module. Waiting for it would then be for ever.
-struct Logger {
+pub struct Logger {
     buffer: Mutex<Buffer>,
     budgets: Mutex<Budgets>,
     /// Lines that found the lock taken.
@@ -107,7 +108,10 @@ struct Logger {
 }
 
 impl Logger {
-    const fn new() -> Self {
+    /// An empty log, at time 0.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "constant, for a static")]
+    pub const fn new() -> Self {
         Self {
             buffer: Mutex::new(Buffer::new()),
             budgets: Mutex::new(Budgets::new()),
@@ -117,7 +121,14 @@ impl Logger {
         }
     }
 
-    fn drain(&self, sink: &mut impl FnMut(&[u8]) -> usize) {
+    /// Sets the time that lines carry from now on.
+    pub fn set_now(&self, now: Instant) {
+        self.now.store(now.0, Ordering::Relaxed);
+    }
+
+    /// Hands to `sink` what it has not been given yet, in order, until it takes less than it is
+    /// offered. The sink says how many bytes it took; what it logs itself is lost and counted.
+    pub fn drain(&self, sink: &mut impl FnMut(&[u8]) -> usize) {
         if let Some(mut buffer) = self.buffer.try_lock() {
             buffer.lost = buffer.lost.saturating_add(self.missed.swap(0, Ordering::Relaxed));
             buffer.drain(sink);
@@ -288,7 +299,7 @@ mod tests {
     fn time_is_counted_from_the_start() {
         let logger = Logger::new();
         logger.started.store(5_000_000_000, Ordering::Relaxed);
-        logger.now.store(7_000_001_000, Ordering::Relaxed);
+        logger.set_now(Instant(7_000_001_000));
         logger.log(&Record::builder().level(Level::Info).args(format_args!("up")).build());
         assert_eq!(drained(&logger), "[2.000001] up\n");
     }
@@ -311,7 +322,7 @@ mod tests {
         log("platter", "others");
         log(&GuestTarget::new(DomId(6)), "too");
         assert_eq!(drained(&logger), "[0.000000] others\n[0.000000] too\n");
-        logger.now.store(3_600_000_000_000, Ordering::Relaxed);
+        logger.set_now(Instant(3_600_000_000_000));
         log(&guest, "later");
         let said = format!("warning: guest 65535: {} lines about it were dropped\n", 1000 - logged);
         assert!(drained(&logger).contains(&said));

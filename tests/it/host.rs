@@ -13,6 +13,7 @@ use platter::sim::world::{Pace, World};
 use platter::sim::xenstored::Flavour;
 use platter::units::DomId;
 
+use crate::console;
 use crate::journal::{self, note};
 
 /// xvdb, the device that every guest gets.
@@ -82,7 +83,9 @@ pub(crate) fn run_with(
     for act in 0.. {
         let result = world.run(|world| {
             journal::set_now(world.state().machine.now);
-            match domain.turn(world) {
+            let turn = domain.turn(world);
+            console::drain();
+            match turn {
                 Turn::Again => Pace::Again,
                 Turn::Sleep(deadline) => Pace::Sleep(deadline),
                 Turn::End(how) => {

@@ -8,6 +8,8 @@ use std::sync::Once;
 use log::{LevelFilter, Log, Metadata, Record};
 use platter::units::Instant;
 
+use crate::console;
+
 thread_local! {
     static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
     static NOW: Cell<Instant> = const { Cell::new(Instant(0)) };
@@ -54,6 +56,7 @@ pub(crate) fn show() {
 /// What follows happens at this time, or a moment after.
 pub(crate) fn set_now(now: Instant) {
     NOW.set(now);
+    console::set_now(now);
 }
 
 /// Adds a line.
@@ -71,6 +74,7 @@ impl Log for Lines {
 
     fn log(&self, record: &Record<'_>) {
         note(format_args!("    {}", record.args()));
+        console::log(record);
     }
 
     fn flush(&self) {}

@@ -1,6 +1,7 @@
 //! Host integration tests.
 
 mod advisories;
+mod console;
 mod cycle;
 mod host;
 mod hostile;

@@ -26,6 +26,7 @@ use platter::sim::xenstored::Flavour;
 use platter::units::DomId;
 
 use self::script::Cue;
+use crate::console;
 use crate::host::{note_frontends, run};
 use crate::journal::{self, Journal, note};
 use crate::left::{Footprint, nothing_is_left};
@@ -99,6 +100,7 @@ fn fresh() -> &'static Footprint {
 fn storm(seed: u64) {
     let fresh = fresh();
     let _journal = Journal::new(format!("cargo lab sim --seed {seed}"));
+    note(format_args!("the console takes {:?}", console::connect(seed)));
     let mut rng = Rng::new(seed);
     let mut world = world(seed);
     let script = script::script(&mut rng);
@@ -130,6 +132,7 @@ fn storm(seed: u64) {
         nothing_is_left(&world, fresh);
         assert!(stalls || world.state().toolstack.timed_out() == 0, "libxl lost its patience");
     }
+    console::disconnect();
 }
 
 /// The victim is attached before anything happens, then the script runs.
