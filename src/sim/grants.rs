@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::machine::DRIVER;
-use super::memory::{Memory, bus};
+use super::memory::{self, Memory, bus};
 use crate::units::{BusAddr, DomId, GrantHandle, GrantRef, Mfn};
 
 /// `GNTST_general_error`: among others, a writable mapping of a read-only grant.
@@ -46,6 +46,8 @@ struct Mapping {
 pub struct Grants {
     entries: BTreeMap<(u16, u32), Entry>,
     mappings: BTreeMap<u32, Mapping>,
+    /// Whose frames are mapped, or were: no frame's number is another's later.
+    owners: BTreeMap<u64, DomId>,
     handles: u32,
     /// References that were given up, for their domain to use again, the last one first.
     free: Vec<(DomId, GrantRef)>,
@@ -83,6 +85,12 @@ impl Grants {
         self.entries.get(&(owner.0, gref.0)).is_some_and(|entry| entry.readers + entry.writers > 0)
     }
 
+    /// The domain whose page lies at a bus address; none, when it is the driver domain's own.
+    #[must_use]
+    pub fn owner(&self, at: BusAddr) -> Option<DomId> {
+        self.owners.get(&memory::mfn(at).0).copied()
+    }
+
     /// The frame that `owner` granted to `to`, for a peer of the driver domain that maps it.
     #[must_use]
     pub fn granted(&self, owner: DomId, gref: GrantRef, to: DomId) -> Option<Mfn> {
@@ -108,6 +116,7 @@ impl Grants {
         }
         *pins += 1;
         memory.expose(entry.mfn, write);
+        self.owners.insert(entry.mfn.0, dom);
         self.handles += 1;
         self.mappings.insert(self.handles, Mapping { dom, gref, mfn: entry.mfn, write });
         Ok((GrantHandle(self.handles), entry.mfn))

@@ -95,12 +95,6 @@ impl Intruder {
         &self.disk
     }
 
-    /// How many sectors the disk has.
-    #[must_use]
-    pub fn sectors(&self) -> u64 {
-        self.sectors
-    }
-
     /// What it did so far.
     #[must_use]
     pub fn acts(&self) -> u64 {

@@ -9,11 +9,12 @@ use super::intruder::Intruder;
 use super::lending::Lending;
 use super::machine::{Machine, Violation};
 use super::nvme::disk::Disk;
-use super::nvme::{Controller, Settings};
+use super::nvme::{Controller, Settings, Transfer};
 use super::pciback::{Function, Pciback};
 use super::shadow::{Stamp, content};
 use super::tables::Gpt;
-use crate::units::{BusAddr, Instant, Pirq, SECTOR_SIZE};
+use super::toolstack::Toolstack;
+use crate::units::{BusAddr, DomId, Instant, Pirq, SECTOR_SIZE};
 
 const FIRST_BAR: u64 = 0xfe80_0000;
 const FIRST_PIRQ: u16 = 55;
@@ -35,12 +36,19 @@ pub(super) struct Slot {
     reported: usize,
 }
 
+/// Blocks of a disk, which is a controller's by its number, and a namespace's there by its index.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Extent {
+    disk: (usize, usize),
+    blocks: Range<u64>,
+}
+
 /// All that is lent.
 #[derive(Debug, Default)]
 pub struct Lent {
     pub(super) slots: Vec<Slot>,
-    /// What a `target=` means that is not a whole disk: the disk, and the block where it starts.
-    parts: BTreeMap<String, (String, u64)>,
+    /// What a `target=` means that is not a whole disk by its own name.
+    parts: BTreeMap<String, Extent>,
     /// Answers to the image's configuration accesses.
     pub pciback: Pciback,
     /// Its conversation with the image, and the toolstack's with both.
@@ -82,19 +90,23 @@ impl Lent {
         table.build().iter().for_each(|(block, bytes)| disk.hold(block.0, bytes));
         let node = format!("nvme{number}n{}", namespace + 1);
         for (part, number) in table.parts.iter().zip(1..) {
-            self.also_known(&format!("{node}p{number}"), &node, part.first);
+            self.also_known(&format!("{node}p{number}"), &node, part.first..part.first + part.blocks);
         }
     }
 
-    /// What a guest has whose `target=` is this: a part of the disk from that block on.
-    pub fn also_known(&mut self, target: &str, disk: &str, first: u64) {
-        self.parts.insert(target.into(), (disk.into(), first));
+    /// What a guest has whose `target=` is this: these blocks of the disk.
+    ///
+    /// # Panics
+    /// When there is no such disk.
+    pub fn also_known(&mut self, target: &str, disk: &str, blocks: Range<u64>) {
+        let whole = self.extent(disk).expect("a disk");
+        self.parts.insert(target.into(), Extent { blocks, ..whole });
     }
 
     /// The disks that held nothing from the start, as the image's command line lists them.
     #[must_use]
     pub fn blank_disks(&self) -> Vec<String> {
-        self.disks().filter(|(_, disk)| disk.was_blank()).map(|(name, _)| name).collect()
+        self.disks().filter(|(_, disk)| disk.was_blank()).map(|(disk, _)| name(disk)).collect()
     }
 
     /// A controller, to look at its disks or to make it fail.
@@ -167,7 +179,8 @@ impl Lent {
         if !frontend.has_promises() && frontend.races().next().is_none() {
             return;
         }
-        let Some((_, disk, first)) = self.extent(frontend.target()) else { return };
+        let Some(extent) = self.extent(frontend.target()) else { return };
+        let (disk, first) = (self.disk(&extent), extent.blocks.start);
         let guest = frontend.guest();
         let safe = |(sector, stamp): (u64, Stamp)| {
             let (block, range) = place(disk, first, sector);
@@ -185,17 +198,33 @@ impl Lent {
         }
     }
 
+    /// What the controllers have just read into guests' pages, or written from there, is on disks that those
+    /// guests were given. Pages of the image's own may hold any block.
+    pub fn check_transfers(&mut self, machine: &mut Machine, toolstack: &Toolstack) {
+        for number in 0..self.slots.len() {
+            for Transfer { namespace, blocks, pages } in self.slots[number].controller.take_transfers() {
+                let moved = Extent { disk: (number, namespace), blocks };
+                let mut guests: Vec<DomId> =
+                    pages.iter().filter_map(|page| machine.grants.owner(*page)).collect();
+                guests.dedup();
+                let given = |guest: DomId| toolstack.targets(guest).filter_map(|target| self.extent(target));
+                let lacks = |guest: &DomId| !given(*guest).any(|extent| extent.covers(&moved));
+                if let Some(guest) = guests.into_iter().find(lacks) {
+                    let (target, block) = (name(moved.disk), moved.blocks.start);
+                    machine.violated(Violation::Trespass { guest, target, block });
+                }
+            }
+        }
+    }
+
     /// Compares all disks with what their guests know of them.
     pub fn check_disks(&self, machine: &mut Machine, frontends: &[Frontend], intruders: &[Intruder]) {
-        let lawless = intruders.iter().filter_map(|intruder| self.all_of(intruder)).collect::<Vec<_>>();
-        let is_lawless = |target: &str, block| {
-            lawless
-                .iter()
-                .any(|(node, blocks): &(String, Range<u64>)| node == target && blocks.contains(&block))
-        };
+        let targets = intruders.iter().map(|intruder| &intruder.disk().target);
+        let lawless: Vec<Extent> = targets.filter_map(|target| self.extent(target)).collect();
         let mut touched = BTreeSet::new();
         for frontend in frontends {
-            let Some((node, disk, first)) = self.extent(frontend.target()) else { continue };
+            let Some(extent) = self.extent(frontend.target()) else { continue };
+            let (disk, first) = (self.disk(&extent), extent.blocks.start);
             let wrong = |sector: &u64| {
                 let (block, range) = place(disk, first, *sector);
                 !frontend.shadow().accepts(*sector, &disk.read(block, 1)[range])
@@ -204,40 +233,50 @@ impl Lent {
                 machine.violated(Violation::Corrupt { guest: frontend.guest(), sector });
             }
             let blocks = frontend.shadow().touched().map(|sector| place(disk, first, sector).0);
-            touched.extend(blocks.map(|block| (node.clone(), block)));
+            touched.extend(blocks.map(|block| (extent.disk, block)));
         }
-        for (target, disk) in self.disks() {
-            let is_known =
-                |block: u64| touched.contains(&(target.clone(), block)) || is_lawless(&target, block);
+        for (number, disk) in self.disks() {
+            let is_lawless = |block: u64| {
+                let written = Extent { disk: number, blocks: block..block + 1 };
+                lawless.iter().any(|extent| extent.covers(&written))
+            };
+            let is_known = |block: u64| touched.contains(&(number, block)) || is_lawless(block);
             let stray = disk.written().find(|block| !is_known(*block));
             if let Some(block) = stray {
-                machine.violated(Violation::Stray { target, block });
+                machine.violated(Violation::Stray { target: name(number), block });
             }
         }
     }
 
-    /// The disk of a guest that keeps no rules, and the blocks that are its own.
-    fn all_of(&self, intruder: &Intruder) -> Option<(String, Range<u64>)> {
-        let (node, disk, first) = self.extent(&intruder.disk().target)?;
-        let sectors_per_block = (disk.block_size() / SECTOR_SIZE) as u64;
-        Some((node, first..first + intruder.sectors() / sectors_per_block))
+    /// What a `target=` means, if it is anything.
+    fn extent(&self, target: &str) -> Option<Extent> {
+        let target = target.strip_prefix("/dev/").unwrap_or(target);
+        if let Some(part) = self.parts.get(target) {
+            return Some(part.clone());
+        }
+        let (controller, namespace) = target.strip_prefix("nvme")?.split_once('n')?;
+        let disk = (controller.parse().ok()?, namespace.parse::<usize>().ok()?.checked_sub(1)?);
+        let is_there = self.disks().any(|(known, _)| known == disk);
+        is_there.then_some(Extent { disk, blocks: 0..u64::MAX })
     }
 
-    /// The disk that a `target=` is on, and the block where it starts.
-    fn extent(&self, target: &str) -> Option<(String, &Disk, u64)> {
-        let name = target.strip_prefix("/dev/").unwrap_or(target);
-        let (node, first) = match self.parts.get(name) {
-            Some((node, first)) => (node.as_str(), *first),
-            None => (name, 0),
-        };
-        self.disks().find(|(disk, _)| disk == node).map(|(node, disk)| (node, disk, first))
+    fn disk(&self, extent: &Extent) -> &Disk {
+        let (number, namespace) = extent.disk;
+        self.slots[number].controller.disk(namespace)
     }
 
-    fn disks(&self) -> impl Iterator<Item = (String, &Disk)> {
+    fn disks(&self) -> impl Iterator<Item = ((usize, usize), &Disk)> {
         self.slots.iter().enumerate().flat_map(|(number, slot)| {
             let disks = slot.controller.disks().iter().enumerate();
-            disks.map(move |(index, disk)| (format!("nvme{number}n{}", index + 1), disk))
+            disks.map(move |(namespace, disk)| ((number, namespace), disk))
         })
+    }
+}
+
+impl Extent {
+    fn covers(&self, other: &Self) -> bool {
+        let (ours, others) = (&self.blocks, &other.blocks);
+        self.disk == other.disk && ours.start <= others.start && others.end <= ours.end
     }
 }
 
@@ -258,6 +297,11 @@ impl Slot {
         }
         self.reported = self.controller.violations().len();
     }
+}
+
+/// What a disk is called in `target=`.
+fn name((number, namespace): (usize, usize)) -> String {
+    format!("nvme{number}n{}", namespace + 1)
 }
 
 /// The block in which a sector lies of what starts at block `first`, and where in it.

@@ -101,6 +101,15 @@ pub enum Violation {
         /// The block.
         block: u64,
     },
+    /// A block was read into a guest's page, or written from there, that is on no disk of the guest's.
+    Trespass {
+        /// Whose page.
+        guest: DomId,
+        /// The namespace, as in `target=`.
+        target: String,
+        /// The first block that was transferred.
+        block: u64,
+    },
     /// Everybody sleeps, and this guest waits for that many answers.
     LostWakeup {
         /// Who waits.

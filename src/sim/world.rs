@@ -195,6 +195,7 @@ impl State {
         }
         if due(self.lent.next_event(&self.machine)) {
             self.lent.step(&mut self.machine);
+            self.lent.check_transfers(&mut self.machine, &self.toolstack);
         }
         self.let_frontends_act();
         for intruder in self.intruders.iter_mut().filter(|intruder| due(intruder.next_event())) {

@@ -393,7 +393,7 @@ fn a_controller_comes_again_where_one_was_lost() {
     });
     at(&world, Duration::from_secs(60), |state| _ = state.destroy(DomId(5)));
     // What was lost keeps its number.
-    world.state().lent.also_known("nvme1n1", "nvme0n1", 0);
+    world.state().lent.also_known("nvme1n1", "nvme0n1", 0..SECTORS);
     run_with(&mut world, "opaque=nvme0n1,nvme1n1", |world, act| {
         let state = &mut *world.state();
         match act {

@@ -69,7 +69,7 @@ fn a_partition_is_served_by_each_of_its_names() {
         let mut world = world(0);
         world.state().lent.partition(0, 1, &table);
         let known = name.strip_prefix("/dev/").unwrap_or(name);
-        world.state().lent.also_known(known, "nvme0n2", 50_000);
+        world.state().lent.also_known(known, "nvme0n2", 50_000..90_000);
         // All of it, to the last sector.
         let (job, frontend) = attach(&world, 5, name, Load::new(40_000 - 300, 300, 200));
         run(&mut world, |_, _| DONE);
@@ -147,7 +147,7 @@ fn logical_partitions_are_served() {
     for (at, slots) in records {
         world.state().lent.controller(0).disk_mut(0).hold(at, &mbr(512, 0xc0ff_ee00, slots));
     }
-    world.state().lent.also_known("PARTUUID=c0ffee00-06", "nvme0n1", 12_112);
+    world.state().lent.also_known("PARTUUID=c0ffee00-06", "nvme0n1", 12_112..20_112);
     let (job, frontend) = attach(&world, 5, "PARTUUID=c0ffee00-06", Load::new(0, 8000, 100));
     run(&mut world, |_, _| DONE);
     assert_outcome(&world, job, Outcome::Done);
@@ -238,7 +238,7 @@ fn a_hostile_table_in_what_a_guest_was_given_changes_nothing() {
             assert!(disk.read(if namespace == 0 { 2049 } else { 1 }, 1).starts_with(b"EFI PART"), "written");
             *after.state().lent.controller(0).disk_mut(namespace) = disk;
         }
-        after.state().lent.also_known("PARTLABEL=root", "nvme0n1", 50_000);
+        after.state().lent.also_known("PARTLABEL=root", "nvme0n1", 50_000..90_000);
         after.state().create_guest(DomId(7));
         let (job, calm) = after.state().attach(&disk(7, "PARTLABEL=root"), Load::new(0, 4000, 100), shadow);
         expect_table(&after, 15, "/dev/nvme0n1p1", &inner);

@@ -6,7 +6,7 @@ use std::format;
 use std::vec;
 use std::vec::Vec;
 
-use super::{Controller, halves16};
+use super::{Controller, Transfer, halves16};
 use crate::sim::{Dma, DmaFault};
 use crate::units::{BusAddr, Instant, PAGE_SIZE};
 use crate::wire::nvme::command::{
@@ -297,6 +297,8 @@ impl Controller {
             return Err(OUT_OF_RANGE);
         }
         let chunks = self.data_pages(command, blocks << shape.block_shift, dma)?;
+        let pages = chunks.iter().map(|(bus, _)| *bus).collect();
+        self.transfers.push(Transfer { namespace: index, blocks: first..first + blocks, pages });
         let disk = &mut self.disks[index];
         if command.opcode == io::READ {
             self.reads.resize(self.settings.namespaces.len(), Vec::new());

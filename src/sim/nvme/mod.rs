@@ -25,7 +25,7 @@ pub use settings::{Faults, Found, Preferred, Settings, Shape};
 
 use super::Dma;
 use super::rng::Rng;
-use crate::units::{Instant, PAGE_SIZE};
+use crate::units::{BusAddr, Instant, PAGE_SIZE};
 use crate::wire::nvme::{
     ACQ, AQA, ASQ, CAP, CC, CC_CONFIGURATION, CC_ENABLE, CC_SHUT_DOWN, CC_SHUTDOWN_MASK, CSTS, DOORBELLS,
     INTMS,
@@ -68,6 +68,14 @@ enum Change {
     ShutDown,
 }
 
+/// Blocks of a namespace that were read or written, and the pieces of memory they went to or came from.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    pub(super) namespace: usize,
+    pub(super) blocks: Range<u64>,
+    pub(super) pages: Vec<BusAddr>,
+}
+
 /// The controller.
 #[derive(Debug)]
 pub struct Controller {
@@ -96,6 +104,8 @@ pub struct Controller {
     reads: Vec<Vec<u64>>,
     /// Blocks that were deallocated, by namespace.
     discards: Vec<Vec<Range<u64>>>,
+    /// What was transferred and nobody has asked about.
+    transfers: Vec<Transfer>,
 }
 
 impl Controller {
@@ -125,6 +135,7 @@ impl Controller {
             forced_writes: 0,
             reads: Vec::new(),
             discards: Vec::new(),
+            transfers: Vec::new(),
         };
         controller.use_by_others();
         controller
@@ -168,6 +179,11 @@ impl Controller {
     #[must_use]
     pub fn reads(&self, namespace: usize) -> &[u64] {
         self.reads.get(namespace).map_or(&[], Vec::as_slice)
+    }
+
+    /// What was transferred since this was asked last.
+    pub(super) fn take_transfers(&mut self) -> Vec<Transfer> {
+        core::mem::take(&mut self.transfers)
     }
 
     /// All ranges of a namespace that were deallocated, in order.

@@ -81,6 +81,8 @@ pub struct JobId(usize);
 #[derive(Debug, Default)]
 pub struct Toolstack {
     jobs: Vec<Job>,
+    /// All disks that were ever attached.
+    disks: Vec<Disk>,
     seen: u64,
 }
 
@@ -88,6 +90,7 @@ impl Toolstack {
     /// Writes the directories of a device, in one transaction, and waits for the backend.
     pub fn attach(&mut self, machine: &mut Machine, disk: &Disk) -> JobId {
         write_device(machine, disk);
+        self.disks.push(disk.clone());
         self.begin(machine, disk.guest, disk.dev, Phase::WaitInitWait)
     }
 
@@ -130,6 +133,11 @@ impl Toolstack {
             bury(machine, guest);
         }
         jobs
+    }
+
+    /// The targets of all disks that a guest has, or had: what was taken from it may still be at work.
+    pub fn targets(&self, guest: DomId) -> impl Iterator<Item = &str> {
+        self.disks.iter().filter(move |disk| disk.guest == guest).map(|disk| disk.target.as_str())
     }
 
     /// What became of a job, if it is over.
