@@ -144,7 +144,7 @@ fn begin(world: &World, rng: &mut Rng, script: Vec<Cue>) {
     let (_, victim) = state.attach(&shared(VICTIM, 1), load, Shadow::default());
     let start = state.machine.now;
     let last = script.last().map_or(Duration::ZERO, |cue| cue.at);
-    if rng.one_in(2) {
+    if rng.one_in(4) {
         let sectors = Gpt::equal(512, BLOCKS, 2).parts[1].blocks;
         state.create_intruder(&shared(NEIGHBOUR, 2), sectors, last);
     }
