@@ -165,6 +165,7 @@ mod tests {
         for text in ["\\x", "\\xg0", "\\x0", "x\\", "\\", ""] {
             assert!(!is_label(text, &label("a")), "{text}");
         }
+        assert!(!is_label("\\x6g", &label("p")), "one digit of two");
         assert!(!is_label("", &Label::NONE), "no label is no name");
         assert!(is_label("\u{fffd}", &Label(core::array::from_fn(|i| if i == 0 { 0xd800 } else { 0 }))));
     }

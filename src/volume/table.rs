@@ -380,6 +380,9 @@ mod tests {
         ] {
             assert_eq!(volumes.find(target, true).unwrap().0.to_string(), expected, "{target}");
         }
+        let named =
+            |name: &str| volumes.disks().map(|disk| disk.is_named(name)).collect::<std::vec::Vec<_>>();
+        assert_eq!(named("/dev/disk/by-id/nvme-Fast_Disk_S1_2"), [false, true]);
         assert_eq!(volumes.find("nvme0n1p2", true).unwrap().1.translate(Sector(0), 1), Ok(Block(40)));
     }
 
@@ -456,17 +459,16 @@ mod tests {
         assert_eq!(volumes.find("PARTLABEL=root", true).unwrap().0, name);
         volumes.add_disk(disk(0, volume(512, 1000)));
         assert!(volumes.find("nvme0n1", true).is_ok() && volumes.find("nvme0n1p1", true).is_err());
+        assert_eq!(volumes.find("nvme0n2", true).unwrap_err(), NameError::Unknown("nvme0n2"));
+        assert!(volumes.find("nvme3n1", true).is_ok() && volumes.find("nvme3n1p1", true).is_ok());
     }
 
     #[test]
     fn the_table_is_bounded_and_what_is_gone_gives_way() {
         let mut volumes = volumes();
-        for number in 0.. {
-            if volumes.add_partition(Partition { range: None, ..part(100 + number, 0, "") }).is_err() {
-                assert_eq!(usize::try_from(number).unwrap(), limits::PARTITIONS - 3);
-                break;
-            }
-        }
+        let mut added =
+            |number| volumes.add_partition(Partition { range: None, ..part(100 + number, 0, "") }).is_ok();
+        assert_eq!((0..1000_u32).filter(|number| added(*number)).count(), limits::PARTITIONS - 3);
         let index = DiskIndex { controller: 1, namespace: 0 };
         volumes.add_disk(Disk { index, ..disk(0, volume(512, 1000)) });
         let name = VolumeName { disk: index, partition: Some(1) };

@@ -216,3 +216,78 @@ fn array<const N: usize>(data: &[u8], offset: usize) -> [u8; N] {
     bytes.copy_from_slice(&data[offset..offset + N]);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A header of a disk with 1000 blocks of 512 bytes, and eight entries, which take two blocks.
+    #[derive(Clone, Copy)]
+    struct Claim {
+        at: u64,
+        other: u64,
+        first: u64,
+        last: u64,
+        entries_at: u64,
+        entry_bytes: u32,
+    }
+
+    /// Both copies where nothing is to spare.
+    const PRIMARY: Claim = Claim { at: 1, other: 999, first: 4, last: 996, entries_at: 2, entry_bytes: 128 };
+    const BACKUP: Claim = Claim { at: 999, other: 1, entries_at: 997, ..PRIMARY };
+
+    impl Claim {
+        fn block(self) -> [u8; 512] {
+            let mut block = [0; 512];
+            block[..16].copy_from_slice(b"EFI PART\0\0\x01\0\x5c\0\0\0");
+            let longs = [self.at, self.other, self.first, self.last, 0, 0, self.entries_at];
+            for (to, long) in block[24..].chunks_mut(8).zip(longs) {
+                to.copy_from_slice(&long.to_le_bytes());
+            }
+            block[80..84].copy_from_slice(&8_u32.to_le_bytes());
+            block[84..88].copy_from_slice(&self.entry_bytes.to_le_bytes());
+            let crc = Crc32::new().with(&block[..HEADER_BYTES]).value();
+            block[HEADER_CRC].copy_from_slice(&crc.to_le_bytes());
+            block
+        }
+
+        fn flaw(self) -> Option<Flaw> {
+            Header::parse(&self.block(), Block(self.at), Block(1000)).err()
+        }
+    }
+
+    #[test]
+    fn what_a_table_consists_of_may_meet_and_not_overlap() {
+        assert_eq!([PRIMARY, BACKUP].map(Claim::flaw), [None; 2]);
+        for (i, claim) in [
+            Claim { entries_at: 1, ..PRIMARY },
+            Claim { entries_at: 3, ..PRIMARY },
+            Claim { other: 998, ..PRIMARY },
+            Claim { other: 1000, last: 997, ..PRIMARY },
+            Claim { first: 997, ..PRIMARY },
+            Claim { first: 3, ..BACKUP },
+            Claim { entries_at: 996, ..BACKUP },
+            Claim { entries_at: 998, ..BACKUP },
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            assert_eq!(claim.flaw(), Some(Flaw::Bounds), "claim {i}");
+        }
+    }
+
+    #[test]
+    fn entries_are_128_bytes_times_a_power_of_two_up_to_a_page() {
+        let flaw = |entry_bytes| Claim { entry_bytes, first: 100, last: 900, ..PRIMARY }.flaw();
+        assert_eq!([128, 256, 4096].map(flaw), [None; 3]);
+        assert_eq!([0, 64, 192, 8192].map(flaw), [Some(Flaw::EntrySize); 4]);
+    }
+
+    #[test]
+    fn a_header_has_92_bytes() {
+        let block = Claim { first: 100, last: 900, ..PRIMARY }.block();
+        let parse = |bytes| Header::parse(&block[..bytes], Block(1), Block(1000));
+        assert!(parse(HEADER_BYTES).is_ok());
+        assert_eq!(parse(HEADER_BYTES - 1), Err(Flaw::Signature));
+    }
+}

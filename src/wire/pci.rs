@@ -356,6 +356,7 @@ mod tests {
         assert_eq!(parse([0xf006, 0], [0xffff_f006, 0]), Err(BarError::Type));
         assert_eq!(parse([0xfebd_0000, 0], [0xff0f_c000, 0]), Err(BarError::Impossible), "no power of two");
         assert_eq!(parse([0xfebd_2000, 0], [0xffff_c000, 0]), Err(BarError::Impossible), "not aligned");
+        assert_eq!([0xfebd_0000, 0xfebd_0004, 0xf006].map(Bar::is_64_bit), [false, true, false]);
     }
 
     #[test]
@@ -368,13 +369,8 @@ mod tests {
         assert_eq!(walk.offset(), 0x40);
         assert_eq!(walk.next(0x0003_8001).unwrap().offset(), 0x80);
         assert_eq!(walk.next(0x0003_0001), None);
-        let mut steps = 0;
-        let mut endless = Some(walk);
-        while let Some(at) = endless {
-            endless = at.next(0x4001);
-            steps += 1;
-        }
-        assert_eq!(steps, 48);
+        let endless = core::iter::successors(Some(walk), |at| at.next(0x4001));
+        assert_eq!(endless.take(1000).count(), 48);
     }
 
     #[test]

@@ -242,4 +242,15 @@ mod tests {
         frame.write_u32(offset::ERROR, (-6_i32).cast_unsigned());
         assert_eq!(reply(&page), Some(Err(OperationError(-6))));
     }
+
+    #[test]
+    fn errors_have_the_headers_names() {
+        let text = |error| std::format!("{}", OperationError(error));
+        let names =
+            ["device not found", "invalid offset", "access denied", "not implemented", "operation failed"];
+        for (error, name) in (1..).zip(names) {
+            assert_eq!(text(-error), std::format!("{name} (-{error})"));
+        }
+        assert_eq!(text(-22), "errno (-22)");
+    }
 }

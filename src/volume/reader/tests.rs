@@ -303,6 +303,18 @@ fn no_partition_covers_a_boot_record() {
 }
 
 #[test]
+fn a_logical_partition_ends_where_the_extended_one_does() {
+    let served = |blocks| {
+        let records = [(0, [(0x0f, 100, 100)]), (100, [(0x83, 2, blocks)])];
+        let records = records.map(|(at, slots)| (Block(at), mbr(512, 1, &slots)));
+        let mut bench = Bench::new(512, 1000, records.into());
+        bench.survey().assert_sound();
+        bench.served()
+    };
+    assert_eq!((served(98), served(99)), (vec![5], vec![]));
+}
+
+#[test]
 fn a_chain_that_does_not_end_is_followed_once() {
     let outer = [(0x85, 10, 900)];
     for link in [(5, 0, 1), (5, 5, 1), (5, 899, 1), (5, 900, 1), (5, u32::MAX, u32::MAX)] {

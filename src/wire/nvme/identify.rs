@@ -374,8 +374,12 @@ mod tests {
         let data = namespace(1, 0b100_0011, &many);
         assert_eq!(Format::parse(&data, 1).unwrap().block_size, 4096);
         // With 16 formats or fewer bits 5 and 6 mean nothing.
-        let data = namespace(1, 0b110_0001, &[[0; 4], [0, 0, 9, 0]]);
-        assert_eq!(Format::parse(&data, 1).unwrap().block_size, 512);
+        for count in [2, 16] {
+            let mut formats = [[0; 4]].repeat(count);
+            formats[1] = [0, 0, 9, 0];
+            let data = namespace(1, 0b110_0001, &formats);
+            assert_eq!(Format::parse(&data, 1).unwrap().block_size, 512, "{count} formats");
+        }
     }
 
     #[test]

@@ -197,6 +197,12 @@ mod tests {
     }
 
     #[test]
+    fn a_shutdown_is_complete_when_its_status_says_so() {
+        let shut_down = [0b0001, 0b0101, 0b1001, 0b1101].map(|bits| ControllerStatus(bits).is_shut_down());
+        assert_eq!(shut_down, [false, false, true, false]);
+    }
+
+    #[test]
     fn small_queues_and_no_timeout_are_taken_as_they_are() {
         assert_eq!(Capabilities(1).queue_entries(), 2);
         assert_eq!(Capabilities(0xffff).queue_entries(), 64);
