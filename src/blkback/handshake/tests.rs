@@ -269,4 +269,5 @@ fn paths_and_tokens_name_devices() {
         assert_eq!(DeviceId::in_path(other), None, "{other}");
     }
     assert_eq!(DeviceId::in_path("backend/vbd/+5/1"), None);
+    assert_eq!(ID.guest_errors(), "error/backend/vbd/5");
 }

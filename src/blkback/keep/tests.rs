@@ -141,6 +141,7 @@ fn an_idle_page_is_given_back_in_time_and_one_in_use_is_not() {
     let (_, mut keep) = table();
     let second = Duration::from_secs(1);
     put(&mut keep, 1);
+    assert_eq!(keep.idle_at(), Some(START + IDLE));
     let place = insert(&mut keep, 2).unwrap();
     assert_eq!(keep.idle_at(), Some(START + IDLE));
     assert_eq!(keep.take_idle(Instant(START.0 + 1)), None);

@@ -265,9 +265,24 @@ fn a_broken_ring_says_so_after_the_results_of_what_it_gave_before() {
     rig.work();
     rig.settle();
     assert_eq!(rig.front().response(), Some((READ, 1, OKAY)));
+    assert!(!rig.requests.is_drained(), "it is open");
     rig.requests.close();
     assert_eq!(rig.try_admit(SLOTS).map(|admitted| admitted.requests), Ok(0));
     assert!(!rig.requests.backlog() && !rig.requests.arm() && rig.requests.is_drained());
+    rig.close();
+}
+
+#[test]
+fn a_closed_device_is_drained_when_all_is_answered_and_asks_for_no_event() {
+    let mut rig = Rig::new(volume(512, 1000), false);
+    rig.submit(READ, 1, 0, &[(1, 0, 7)]);
+    rig.admit();
+    rig.requests.close();
+    assert!(!rig.requests.is_drained() && !rig.requests.arm());
+    assert!(!rig.front().submit(&entry(READ, 2, 0, &[(1, 0, 7)])), "nobody is to be called");
+    rig.work();
+    rig.settle();
+    assert!(rig.requests.is_drained());
     rig.close();
 }
 

@@ -170,6 +170,18 @@ fn a_request_that_waits_is_not_answered_at_the_end() {
 }
 
 #[test]
+fn a_device_counts_what_it_added_to_a_batch_and_not_what_was_there() {
+    let mut rig = full();
+    for id in [0, 2] {
+        rig.submit(READ, id, 0, &[(1, 0, 7)]);
+        rig.submit_indirect(READ, id + 1, 0, &pages(2));
+    }
+    rig.batch.start(GRANT_BATCH);
+    let admitted = [2; 2].map(|limit| rig.try_admit(limit));
+    assert_eq!(admitted, [Ok(Admitted { requests: 2, copies: 1, maps: 1 }); 2]);
+}
+
+#[test]
 fn promises_of_several_requests_add_up() {
     let mut rig = full();
     for id in 0..4 {

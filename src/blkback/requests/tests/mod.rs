@@ -194,6 +194,7 @@ impl Rig {
     /// Every page that the disk may still reach is mapped.
     fn check_reach(&self) {
         let mapped: BTreeSet<_> = self.machine.reachable.values().map(|gref| bus_of(*gref)).collect();
+        assert_eq!(self.machine.reachable.len(), self.requests.held() + self.requests.kept());
         for span in self.held.iter().flat_map(|held| &held.spans) {
             let page = span.bus.0 & !4095;
             assert!(mapped.contains(&page), "reach into an unmapped page");
@@ -220,7 +221,9 @@ impl Rig {
     /// Unmaps, answers and publishes what is finished.
     fn settle(&mut self) {
         let mut unmaps = Vec::<_, GRANT_BATCH>::new();
+        let ended = self.requests.has_ended();
         let reaped = self.requests.reap(&mut unmaps);
+        assert_eq!(reaped, ended);
         self.machine.unmap(&unmaps);
         self.check_reach();
         if reaped {

@@ -31,6 +31,7 @@ fn rings_take_turns_and_each_gets_its_own_answers() {
     // Each was told of its first answer, for which alone it asked.
     let ports: List<_> = rig.requests.means().links.iter().map(|link| link.port.0).collect();
     assert_eq!(rig.machine.notified, ports);
+    assert!((0..16).all(|ring| rig.requests.means().links[ring].port.0 == ports[ring]));
     rig.close();
 }
 

@@ -22,6 +22,7 @@ fn attach_offers_dwells_and_connects() {
     assert_eq!(world.machine.bound.values().copied().collect::<Vec<_>>(), [(5, 15)]);
     assert_eq!(world.vbd.requests_mut().unwrap().volume().sectors().0, 8000);
     assert_eq!(world.vbd.to_string(), "vbd 5/51728 nvme0n2");
+    assert_eq!(world.vbd.volume().map(|name| name.to_string()), Some("nvme0n2".to_string()));
     world.run_until(60_000);
     assert_eq!(world.trace().len(), 2);
 }
@@ -159,12 +160,13 @@ fn a_frontend_that_starts_again_unannounced_is_connected_anew() {
 #[test]
 fn a_guest_that_keeps_starting_again_is_slowed_down() {
     let mut world = World::connected();
-    let mut waits = vec![];
+    let (mut waits, mut offered) = (vec![], world.now);
     for _ in 0..8 {
         world.set(FRONT, "state", "1");
         world.run();
         world.frontend_ready("8", "15");
         let start = world.millis();
+        offered = world.now;
         while world.ours("state") != "4" {
             let until = world.vbd.deadline().unwrap();
             world.now = until;
@@ -173,7 +175,7 @@ fn a_guest_that_keeps_starting_again_is_slowed_down() {
         waits.push(world.millis() - start);
     }
     assert_eq!(waits, [400, 800, 800, 800, 800, 800, 800, 800]);
-    world.run_until(world.millis() + 100_000);
+    world.now = offered + DWELL_MEMORY;
     world.set(FRONT, "state", "1");
     world.run();
     assert_eq!(world.vbd.deadline(), Some(world.now + DWELL), "forgiven");
@@ -195,6 +197,10 @@ fn a_new_attach_is_noticed_though_the_directory_never_went() {
             world.run_until(start + 10_000);
             assert_eq!(world.trace(), [(start, "2"), (start + 200, "4")], "after {steps} jobs");
             assert_eq!(world.ours("sectors"), sectors);
+            let served = world.vbd.requests_mut().unwrap().volume().sectors();
+            assert_eq!(served.0.to_string(), sectors);
+            let counted = world.vbd.counters().unwrap().since;
+            assert_eq!(world.now.since(counted), Duration::from_secs(10), "since it was attached");
             assert_eq!(world.machine.bound.values().copied().collect::<Vec<_>>(), [(5, 16)]);
             assert_eq!((world.machine.mapped.len(), world.watches.len()), (1, 1));
             if !lived {
@@ -213,9 +219,16 @@ fn an_attach_that_overtakes_a_refusal_is_served() {
         assert!(world.step());
     }
     assert_eq!(world.trace(), [(0, "error")]);
+    // Another one that is refused has its own reason.
+    world.attach("nvme0n8", "w");
+    while world.trace.len() == 1 {
+        assert!(world.step());
+    }
+    assert_eq!(world.trace(), [(0, "error"); 2]);
+    assert_eq!(world.nodes[ERRORS], "no volume named \"nvme0n8\"");
     world.attach("nvme0n1", "w");
     world.run();
-    assert_eq!(world.trace(), [(0, "error"), (0, "2")]);
+    assert_eq!(world.trace(), [(0, "error"), (0, "error"), (0, "2")]);
 }
 
 #[test]
@@ -243,6 +256,7 @@ fn a_read_only_attach_is_not_written() {
         let admitted = requests.admit(Instant(0), 1, &mut started()).unwrap();
         let mut notified = false;
         requests.publish(|_| notified = true);
+        assert_eq!(world.vbd.in_flight(), usize::from(status == 0));
         assert_eq!((admitted.maps, notified), (u16::from(status == 0), status != 0));
         assert_eq!(front.response().map(|(_, _, status)| status), (status != 0).then_some(status));
     }
@@ -267,13 +281,16 @@ fn a_notice_while_looking_is_not_lost() {
 
 #[test]
 fn failures_of_xenstore_are_retried_with_growing_pauses() {
-    for error in [StoreError::Again, StoreError::Other, StoreError::Denied] {
+    // A quota is a reason to refuse a device only where its nodes and its watch are made.
+    for error in [StoreError::Again, StoreError::Other, StoreError::Denied, StoreError::Quota] {
         let mut world = World::new();
         world.attach("nvme0n1", "w");
         world.errors = vec![error; 9];
         world.run();
         assert_eq!((world.jobs, world.vbd.deadline()), (1, Some(world.now + RETRY_FIRST)));
         let start = world.now;
+        world.now = world.now + RETRY_FIRST;
+        assert!(world.step(), "it is due");
         world.run_until(60_000);
         assert_eq!(world.trace()[0], (100 + 200 + 400 + 800 + 1600 + 3200 + 6400 * 3, "2"), "{start:?}");
         world.frontend_ready("8", "15");
@@ -419,6 +436,22 @@ fn a_device_refused_for_want_of_nodes_is_detached_at_any_time() {
         world.run_until(5_000);
         world.assert_over();
     }
+}
+
+#[test]
+fn who_is_told_of_a_devices_ports_learns_of_each_change() {
+    let mut world = World::new();
+    world.attach("nvme0n1", "w");
+    world.run();
+    let mut seen = vec![world.vbd.changes()];
+    for state in ["3", "1", "3"] {
+        world.frontend_ready("8", "15");
+        world.set(FRONT, "state", state);
+        world.run_until(world.millis() + 1000);
+        assert_eq!(world.vbd.ports().count(), usize::from(state == "3"));
+        seen.push(world.vbd.changes());
+    }
+    assert!(seen.is_sorted_by(|one, next| one < next), "{seen:?}");
 }
 
 #[test]

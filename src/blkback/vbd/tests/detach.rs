@@ -257,6 +257,40 @@ fn a_device_whose_controller_goes_closes_without_its_frontend() {
 }
 
 #[test]
+fn a_device_whose_controller_goes_before_it_is_offered_is_refused() {
+    for again in [false, true] {
+        let mut world = if again { World::connected() } else { World::new() };
+        if again {
+            world.set(FRONT, "state", "1");
+        } else {
+            world.attach("nvme0n1", "w");
+        }
+        while world.vbd.due() != Some(Errand::Task(Task::Offer)) {
+            world.vbd.turn(world.now, &mut world.machine);
+            assert!(world.step());
+        }
+        world.vbd.withdraw(CONTROLLER, "its controller went");
+        world.run();
+        // One that was offered before closes: the toolstack does not wait for it any more.
+        let trace: Vec<_> = world.trace().into_iter().map(|(_, what)| what).take(2).collect();
+        assert_eq!(trace, ["error", if again { "5" } else { "removed" }]);
+    }
+}
+
+#[test]
+fn a_reason_that_finds_no_room_keeps_no_device_that_closes() {
+    let mut world = World::connected();
+    world.most_nodes = world.nodes.len();
+    world.vbd.fault(FrontendFault::Rewound);
+    world.run();
+    assert_eq!(world.trace(), [(200, "5"), (200, "6")]);
+    world.detach();
+    world.set(FRONT, "state", "6");
+    world.run_until(5000);
+    world.assert_over();
+}
+
+#[test]
 fn a_controller_that_goes_at_any_step_leaves_nothing_connected() {
     // It goes between two jobs, or while one is on its way.
     for on_its_way in [false, true] {

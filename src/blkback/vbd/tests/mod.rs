@@ -167,6 +167,7 @@ impl World {
     fn step(&mut self) -> bool {
         let Some(job) = self.vbd.next_job(self.now) else { return false };
         assert!(self.vbd.next_job(self.now).is_none(), "one job at a time");
+        assert_eq!(self.vbd.is_complaining(), job.base.starts_with("error/"));
         let (result, answers) = self.apply(&job);
         self.done(result, &answers);
         true
@@ -274,6 +275,7 @@ impl World {
     /// Nothing is left of the device.
     fn assert_over(&self) {
         assert!(self.vbd.is_finished() && !self.exists(), "{:?}", self.vbd.state);
+        assert_eq!(self.vbd.shown(), XenbusState::Unknown);
         assert!(self.watches.is_empty() && self.vbd.deadline().is_none());
         self.assert_disconnected();
         assert!(self.machine.reserved.is_empty() && self.machine.taken_pages == 0);

@@ -129,6 +129,23 @@ fn a_controller_that_never_becomes_ready_is_given_up() {
 }
 
 #[test]
+fn a_controller_is_waited_for_only_while_it_comes_up() {
+    let found = |found| Rig::found(Settings { found, ..Settings::new(0) });
+    let settles = |rig: &Rig| matches!(rig.nvme.state, State::Settling { .. });
+    for state in Found::ALL {
+        assert_eq!(settles(&found(state)), state == Found::Enabling, "{state:?}");
+    }
+    let settles_early = |fatal| {
+        let mut rig = found(Found::Enabling);
+        rig.machine.controller.faults.fatal = fatal;
+        let State::Settling { until } = rig.nvme.state else { panic!("it is not waited for") };
+        rig.run_while(settles);
+        rig.machine.now < until
+    };
+    assert_eq!([false, true].map(settles_early), [true; 2]);
+}
+
+#[test]
 fn commands_wait_until_it_is_ready() {
     let mut rig = Rig::found(Settings::new(0));
     assert_eq!(rig.submit(0, Operation::Flush, 0, &[]), Err(Refusal::NotReady));

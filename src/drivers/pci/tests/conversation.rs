@@ -158,6 +158,9 @@ fn more_functions_than_are_looked_at() {
     machine.run();
     assert_eq!(machine.found().len(), 1);
     assert_eq!(machine.reason(), "pci: more than 15 functions, the others are not used");
+    let mut machine = Machine::new(&[(); limits::PCI_FUNCTIONS].map(|()| nvme()));
+    machine.run();
+    assert_eq!((machine.found().len(), machine.pci.none_reason()), (limits::PCI_FUNCTIONS, None));
 }
 
 #[test]

@@ -88,6 +88,31 @@ fn a_64_bit_bar_above_4_gib() {
 }
 
 #[test]
+fn a_32_bit_bar_has_no_second_half() {
+    let operations = |low| {
+        let mut function = nvme();
+        function.words[4] = low;
+        let mut machine = Machine::new(&[function]);
+        machine.run();
+        assert_eq!((machine.found()[0].bar, machine.found()[0].bar_len), (BusAddr(0xfebd_0000), 0x4000));
+        machine.hal.notified
+    };
+    // Read, ones, size, and what was there.
+    assert_eq!(operations(0xfebd_0004) - operations(0xfebd_0000), 4);
+}
+
+#[test]
+fn what_is_on_already_stays_on() {
+    for command in [0, 0b010, 0b100, 0b110] {
+        let mut function = nvme();
+        function.words[1] |= command;
+        let mut machine = Machine::new(&[function]);
+        machine.run();
+        assert_eq!(machine.pciback.functions[0].command(), 0b110, "{command:#b}");
+    }
+}
+
+#[test]
 fn sizing_leaves_the_bar_as_it_was() {
     let mut machine = Machine::new(&[Function::nvme(0x12_3456_0000, 55)]);
     machine.run();
@@ -111,6 +136,7 @@ fn functions_that_cannot_be_used() {
     assert_eq!(with(|f| f.words[3] = 0x0001_0000), Some(Fault::Layout(1)));
     assert_eq!(with(|f| f.words[3] = 0x0080_0000), None, "more functions in the slot do not matter");
     assert_eq!(with(|f| f.bar_len = 0x1000), Some(Fault::Short));
+    assert_eq!(with(|f| f.bar_len = 0x2000), None);
     assert_eq!(with(|f| f.words[4] = 0xe001), Some(Fault::Bar(BarError::Ports)));
     assert_eq!(with(|f| f.words[4] = 0b100), Some(Fault::Bar(BarError::Absent)));
     assert_eq!(with(|f| f.bar_len = 0x1_0001_0000), Some(Fault::Bar(BarError::Impossible)));
