@@ -289,5 +289,6 @@ mod tests {
         let parse = |bytes| Header::parse(&block[..bytes], Block(1), Block(1000));
         assert!(parse(HEADER_BYTES).is_ok());
         assert_eq!(parse(HEADER_BYTES - 1), Err(Flaw::Signature));
+        assert_eq!(std::format!("{}", Flaw::Signature), "it has no header");
     }
 }

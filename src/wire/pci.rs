@@ -356,6 +356,7 @@ mod tests {
         assert_eq!(parse([0xf006, 0], [0xffff_f006, 0]), Err(BarError::Type));
         assert_eq!(parse([0xfebd_0000, 0], [0xff0f_c000, 0]), Err(BarError::Impossible), "no power of two");
         assert_eq!(parse([0xfebd_2000, 0], [0xffff_c000, 0]), Err(BarError::Impossible), "not aligned");
+        assert_eq!(BarError::Type.to_string(), "has a reserved type");
         assert_eq!([0xfebd_0000, 0xfebd_0004, 0xf006].map(Bar::is_64_bit), [false, true, false]);
     }
 

@@ -335,6 +335,24 @@ fn a_chain_that_does_not_end_is_followed_once() {
 }
 
 #[test]
+fn a_read_that_brings_no_entry_brings_the_table_to_an_end() {
+    let mut bench = sgdisk();
+    let mut reader = Reader::new(crate::volume::tests::volume(512, 0x4000));
+    for at in [0, 1] {
+        reader.take(Some(&bench.bytes[&at]), &mut bench.volumes);
+    }
+    assert_eq!(reader.wants(), Some(Extent { first: Block(2), bytes: 4096 }));
+    reader.take(Some(&[]), &mut bench.volumes);
+    assert_eq!(reader.wants(), Some(Extent { first: Block(0x3fff), bytes: 512 }), "the backup");
+}
+
+#[test]
+fn a_label_is_logged_where_there_is_one() {
+    let label = Label(core::array::from_fn(|i| if i == 0 { u16::from(b'a') } else { 0 }));
+    assert_eq!([Label::NONE, label].map(|label| Shown(&label).to_string()), ["", ", PARTLABEL \"a\""]);
+}
+
+#[test]
 fn a_boot_sector_of_a_file_system_is_no_table() {
     let mut boot = mbr(512, 1, &[(0x83, 8, 8)]);
     boot[462] = 0x6c;

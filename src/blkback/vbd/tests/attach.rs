@@ -74,6 +74,17 @@ fn a_refusal_is_said_once_however_many_events_there_are() {
 }
 
 #[test]
+fn one_device_too_many_is_refused() {
+    let mut world = World::new();
+    world.vbd = Vbd::barred(world.vbd.id());
+    world.attach("nvme0n1", "w");
+    world.run();
+    assert_eq!(world.trace(), [(0, "error"), (0, "removed")]);
+    assert_eq!(world.nodes[ERRORS], "512 devices are attached, the most this build serves");
+    world.assert_over();
+}
+
+#[test]
 fn no_disk_at_all_is_a_reason() {
     let mut world = World::new();
     world.volumes = Volumes::new();

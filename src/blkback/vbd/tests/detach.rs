@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::blkback::Issued;
+use crate::hal::Grants;
 
 /// The controller of the disk that is attached.
 const CONTROLLER: usize = 0;
@@ -274,6 +275,38 @@ fn a_device_whose_controller_goes_before_it_is_offered_is_refused() {
         // One that was offered before closes: the toolstack does not wait for it any more.
         let trace: Vec<_> = world.trace().into_iter().map(|(_, what)| what).take(2).collect();
         assert_eq!(trace, ["error", if again { "5" } else { "removed" }]);
+    }
+}
+
+#[test]
+fn pages_that_stay_mapped_go_back_when_they_are_idle_and_at_the_end() {
+    for idle in [true, false] {
+        let mut world = World::new();
+        world.machine.free_pages = 100_000;
+        world.attach("nvme0n1", "w");
+        world.run();
+        world.set(FRONT, "feature-persistent", "1");
+        world.frontend_ready("8", "15");
+        world.run_until(200);
+        let mut front = Front::at(world.machine.granted[&(5, 8)], 0);
+        front.submit(&entry(0, 1, 0, &[(7, 0, 7)]));
+        let (requests, mut batch) = (world.vbd.requests_mut().unwrap(), started());
+        assert_eq!(requests.admit(world.now, 1, &mut batch).unwrap().maps, 1);
+        world.machine.map(&mut batch.maps);
+        requests.mapped(world.now, &batch.maps);
+        requests.issued(Issued::Spans(1));
+        requests.completed(0, true);
+        assert!(requests.reap(&mut heapless::Vec::new()));
+        requests.answer(world.now);
+        assert_eq!(world.machine.reachable.len(), 1, "it stays mapped");
+        if idle {
+            world.run_until(60_200);
+        } else {
+            world.remove(HOME);
+            world.remove(FRONT);
+            world.run();
+        }
+        assert!(world.machine.reachable.is_empty());
     }
 }
 

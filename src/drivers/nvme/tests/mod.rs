@@ -135,14 +135,14 @@ fn a_controller_is_waited_for_only_while_it_comes_up() {
     for state in Found::ALL {
         assert_eq!(settles(&found(state)), state == Found::Enabling, "{state:?}");
     }
-    let settles_early = |fatal| {
-        let mut rig = found(Found::Enabling);
-        rig.machine.controller.faults.fatal = fatal;
-        let State::Settling { until } = rig.nvme.state else { panic!("it is not waited for") };
-        rig.run_while(settles);
-        rig.machine.now < until
-    };
-    assert_eq!([false, true].map(settles_early), [true; 2]);
+    let mut rig = found(Found::Enabling);
+    let State::Settling { until } = rig.nvme.state else { panic!("it is not waited for") };
+    rig.run_while(settles);
+    assert!(rig.machine.now < until, "as soon as it is up");
+    let mut rig = found(Found::Enabling);
+    rig.machine.controller.faults.fatal = true;
+    rig.turn();
+    assert!(!settles(&rig), "nor when it has failed");
 }
 
 #[test]
@@ -262,6 +262,41 @@ fn a_shutdown_leaves_everything_on_the_disk() {
     rig.machine.controller.disk_mut(0).cut_power(&mut rng);
     assert_eq!(rig.machine.controller.disk(0).read(8, 8), [7; 4096]);
     rig.check();
+}
+
+#[test]
+fn a_shutdown_that_does_not_end_is_waited_for_and_no_longer() {
+    let mut rig = Rig::ready(Settings::new(0));
+    let start = rig.machine.now;
+    rig.nvme.shut_down(&mut rig.machine);
+    rig.machine.controller.faults.gone = true;
+    rig.run_while(|rig| rig.nvme.status() == Status::Stopping);
+    assert!(rig.machine.now.since(start) >= Duration::from_secs(5));
+    assert!(rig.nvme.status() == Status::Stopped && rig.nvme.must_be_isolated());
+}
+
+#[test]
+fn a_controller_that_is_reset_or_gone_is_not_as_it_was_enabled() {
+    let is_enabled = |rig: &mut Rig| rig.nvme.is_enabled(&mut rig.machine);
+    let mut rig = Rig::ready(Settings::new(0));
+    assert!(is_enabled(&mut rig));
+    rig.machine.controller.faults.gone = true;
+    assert!(!is_enabled(&mut rig));
+    assert!(!is_enabled(&mut Rig::found(Settings::new(0))));
+    rig.nvme.abandon();
+    assert_eq!(rig.nvme.status(), Status::Failed(DeviceError::Withdrawn));
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    let status = crate::wire::nvme::command::ErrorStatus { kind: 2, code: 0x81, do_not_retry: false };
+    for (error, text) in [
+        (DeviceError::Unsupported(Unsupported::CommandSet), "it has no NVM command set"),
+        (DeviceError::Unusable(Unusable::Empty), "it has no blocks"),
+        (DeviceError::Command(status), "a command failed with status type 2, code 0x81"),
+    ] {
+        assert_eq!(std::format!("{error}"), text);
+    }
 }
 
 #[test]

@@ -109,6 +109,11 @@ fn pciback_that_closes_is_not_waited_for() {
         machine.run();
         assert!(machine.pci.settled());
         assert_eq!(machine.reason(), "pci: pciback has closed the devices");
+        assert_eq!(
+            machine.node("device/pci/0/state"),
+            "3",
+            "it did not connect, so there is nothing to close"
+        );
     }
     let mut machine = Machine::new(&[nvme()]);
     machine.nodes.remove(&format!("{BACKEND}/state"));

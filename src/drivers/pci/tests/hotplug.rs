@@ -62,6 +62,40 @@ fn a_function_leaves_when_its_driver_has_let_go_of_it() {
 }
 
 #[test]
+fn an_answer_is_given_once_and_not_into_another_directory() {
+    let mut machine = serving(&[nvme()]);
+    machine.detach(0);
+    machine.release(0);
+    let answer = machine.front().to_string();
+    assert_ne!(answer, "4");
+    machine.pci.notice();
+    assert!(machine.do_job() && machine.pci.next_job().is_none(), "pciback is at it");
+    let mut machine = serving(&[nvme()]);
+    machine.detach(0);
+    machine.failure = Some(StoreError::Gone);
+    machine.pci.release(at(0));
+    for _ in 0..20 {
+        machine.pci.turn(&mut machine.hal, machine.now);
+        machine.pciback.step(machine.hal.frame);
+        if machine.failure.is_some() {
+            machine.do_job();
+        }
+    }
+    assert!(machine.failure.is_none() && machine.pci.next_job().is_some(), "it looks anew");
+}
+
+#[test]
+fn a_function_without_a_name_is_missed_unless_it_leaves() {
+    for (state, reason) in [("5", false), ("3", true)] {
+        let mut machine = Machine::new(&[nvme()]);
+        machine.publish("num_devs", "2");
+        machine.publish("state-1", state);
+        machine.run();
+        assert_eq!((machine.found().len(), machine.pci.none_reason().is_some()), (1, reason));
+    }
+}
+
+#[test]
 fn a_function_that_comes_is_handed_out_and_the_others_are_not_again() {
     let mut machine = serving(&[nvme(), nvme()]);
     machine.detach(0);
@@ -162,6 +196,7 @@ fn a_function_that_cannot_be_isolated_is_known_to_be_so() {
 #[test]
 fn everything_leaves_when_pciback_closes() {
     let mut machine = serving(&[nvme(), nvme()]);
+    let told = machine.hal.notified;
     machine.set_state("5");
     machine.run();
     assert_eq!(machine.events, [Event::Leaves(at(0)), Event::Leaves(at(1))]);
@@ -169,6 +204,7 @@ fn everything_leaves_when_pciback_closes() {
     assert_eq!(machine.front(), "4");
     machine.release(1);
     assert_eq!(machine.front(), "6");
+    assert_eq!(machine.hal.notified, told, "it answers nothing any more");
     assert_eq!(machine.pci.deadline(), None);
 }
 
