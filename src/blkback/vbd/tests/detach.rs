@@ -258,6 +258,21 @@ fn a_device_whose_controller_goes_closes_without_its_frontend() {
 }
 
 #[test]
+fn a_look_that_was_on_its_way_does_not_offer_again_what_closes() {
+    let mut world = World::new();
+    world.attach("nvme0n1", "w");
+    world.run();
+    world.vbd.notice();
+    let job = world.vbd.next_job(world.now).unwrap();
+    world.vbd.withdraw(CONTROLLER, "its controller went");
+    world.vbd.turn(world.now, &mut world.machine);
+    let (result, answers) = world.apply(&job);
+    world.done(result, &answers);
+    world.run();
+    assert_eq!(world.trace()[..3], [(0, "2"), (0, "error"), (0, "5")]);
+}
+
+#[test]
 fn a_device_whose_controller_goes_before_it_is_offered_is_refused() {
     for again in [false, true] {
         let mut world = if again { World::connected() } else { World::new() };
