@@ -32,6 +32,7 @@ impl Farewell {
         let is_starting = any(disks, |_, disk| disk.status() == Status::Starting);
         match self {
             Self::Draining => {
+                vbds.iter_mut().flatten().filter_map(Vbd::requests_mut).for_each(Requests::close);
                 let mut served = vbds.iter_mut().flatten().filter_map(Vbd::requests_mut);
                 if is_starting
                     || served.any(|requests| is_waited_for(requests, disks))

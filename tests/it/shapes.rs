@@ -1,13 +1,16 @@
 //! The wide parts of blkif, written by hand. Requests that make no sense: indirect ones whose counts, operations or
 //! descriptors are wrong, discards beyond the end. Each is answered with an error, changes nothing,
-//! and leaves nothing mapped. And so many of the largest that every budget was used up, were it not given back.
+//! and leaves nothing mapped. And so many of the largest that every budget was used up, were it not given back, or
+//! that others, or the end, would wait for them.
 
 use core::time::Duration;
 
+use platter::domain::End;
 use platter::limits;
 use platter::sim::abi::{
     Abi, Body, DISCARD, ENTRY_BYTES, Entry, Head, INDIRECT, READ, Segment, WRITE, write_segment,
 };
+use platter::sim::nvme::Settings;
 use platter::sim::requests::Load;
 use platter::sim::world::{State, World};
 use platter::units::PAGE_SIZE;
@@ -158,4 +161,47 @@ fn mappings_of_requests_that_ended_are_there_for_others() {
     run(&mut world, |_, _| false);
     assert_eq!(rogue.answers(), all);
     assert_eq!(rogue.answer(all - 1).1, 0);
+}
+
+/// A guest that wants more given up than its disk, which gives up little with each command, can do in an hour.
+fn discards_without_end() -> (World, Rogue) {
+    let world = world(1);
+    {
+        let mut state = world.state();
+        let state = &mut *state;
+        let latency = Duration::from_millis(1)..Duration::from_millis(2);
+        let settings = Settings { deallocate_limit: Some(8), latency, ..Settings::new(1) };
+        state.lent.add_nvme(&mut state.machine, settings);
+    }
+    let (_, rogue) = Rogue::attach(&world, 5, "/dev/nvme1n1");
+    rogue.later(&world, OFFER, |rogue, state| rogue.offer(&mut state.machine));
+    rogue.later(&world, CONNECTED, |rogue, state| {
+        (0..32).for_each(|place| rogue.put_entry(place, &entry(DISCARD, 0, Body::Discard(0, SECTORS))));
+        rogue.claim(&mut state.machine, 32);
+    });
+    (world, rogue)
+}
+
+#[test]
+fn a_guest_that_goes_away_leaves_no_discard_behind() {
+    let (mut world, rogue) = discards_without_end();
+    rogue.later(&world, 2 * CONNECTED, |rogue, state| {
+        assert!(!state.lent.controller(1).discards(0).is_empty());
+        state.destroy(rogue.guest);
+    });
+    rogue.later(&world, 4 * CONNECTED, |rogue, state| {
+        assert_eq!(state.machine.grants.mapped_from(rogue.guest), 0);
+    });
+    run(&mut world, |_, _| false);
+}
+
+#[test]
+fn a_guest_whose_discards_have_no_end_does_not_keep_a_shutdown() {
+    let (mut world, rogue) = discards_without_end();
+    rogue.later(&world, 2 * CONNECTED, |_, state| {
+        state.machine.tree.write("/local/domain/3/control/shutdown", "poweroff");
+    });
+    rogue.later(&world, 4 * CONNECTED, |_, _| panic!("it has not ended"));
+    assert_eq!(run(&mut world, |_, _| false), Some(End::Poweroff));
+    assert_eq!(rogue.answers(), 32);
 }

@@ -267,6 +267,9 @@ impl Requests {
         if slot.parts > 0 || slot.queued {
             return;
         }
+        if self.intake.is_closed() {
+            slot.left = Block(0);
+        }
         if ok && !slot.all_issued() {
             self.enqueue(index);
         } else {
@@ -329,7 +332,8 @@ impl Requests {
         self.intake.is_closed() && self.in_flight() == 0
     }
 
-    /// Takes no more requests. Those that were taken go on.
+    /// Takes no more requests. Those that were taken go on, but for discards: a disk may want so many commands for them
+    /// that they take hours, and what is not given up reads as before, which is as good.
     pub fn close(&mut self) {
         self.intake.close();
     }
@@ -359,11 +363,17 @@ impl Requests {
         }
     }
 
-    /// Lets a discard begin once the one before was answered.
+    /// Lets a discard begin once the one before was answered, or none of them at the end.
     fn start_discard(&mut self) {
-        if self.discard.is_none() {
-            self.discard = self.discards.pop();
-            self.discard.into_iter().for_each(|index| self.enqueue(index));
+        while self.discard.is_none()
+            && let Some(index) = self.discards.pop()
+        {
+            if self.intake.is_closed() {
+                self.finished.push(index);
+            } else {
+                self.discard = Some(index);
+                self.enqueue(index);
+            }
         }
     }
 
