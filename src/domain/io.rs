@@ -43,6 +43,8 @@ pub(super) struct Io {
     stirred: Set,
     /// The vbd whose turn it is first.
     cursor: usize,
+    /// The vbd whose ended requests are the first to have room in the batch.
+    reap_cursor: usize,
     /// By controller, the vbd whose turn it is to issue a command: after the one that issued the
     /// last, so that all have equal shares of what a full controller can take.
     issue_cursors: [usize; limits::CONTROLLERS],
@@ -94,6 +96,7 @@ impl Io {
             turns: 0,
             stirred: Set::EMPTY,
             cursor: 0,
+            reap_cursor: 0,
             issue_cursors: [0; limits::CONTROLLERS],
             batch: Batch::new(),
             held: 0,
@@ -232,12 +235,10 @@ impl Io {
 
     /// Gives the grants of ended requests back, then answers them.
     fn finish(&mut self, hal: &mut impl Hal, now: Instant, vbds: &mut Vbds) -> bool {
-        if self.ended.is_empty() {
-            return false;
-        }
+        let Some(first) = self.ended.from(self.reap_cursor).next() else { return false };
         let mut reaped = Set::EMPTY;
         self.unmaps.clear();
-        for index in self.ended.from(self.cursor) {
+        for index in self.ended.from(first) {
             let Some(requests) = requests(vbds, index) else { continue };
             let held = requests.held();
             if requests.reap(&mut self.unmaps) {
@@ -245,6 +246,8 @@ impl Io {
             }
             self.held = self.held + requests.held() - held;
         }
+        // It may have taken all room in the batch: the next one is first the next time.
+        self.reap_cursor = first + 1;
         if !self.unmaps.is_empty() {
             hal.unmap(&self.unmaps);
         }

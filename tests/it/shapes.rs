@@ -13,9 +13,9 @@ use platter::sim::abi::{
 use platter::sim::nvme::Settings;
 use platter::sim::requests::Load;
 use platter::sim::world::{State, World};
-use platter::units::PAGE_SIZE;
+use platter::units::{GrantRef, PAGE_SIZE};
 
-use crate::host::{SECTORS, attach, run, world};
+use crate::host::{SECTORS, attach, partitioned, run, world};
 use crate::rogue::Rogue;
 
 /// When a frontend may show its ring, and when it is connected for sure.
@@ -204,4 +204,69 @@ fn a_guest_whose_discards_have_no_end_does_not_keep_a_shutdown() {
     rogue.later(&world, 4 * CONNECTED, |_, _| panic!("it has not ended"));
     assert_eq!(run(&mut world, |_, _| false), Some(End::Poweroff));
     assert_eq!(rogue.answers(), 32);
+}
+
+/// A guest whose reads fail when their last page is to be mapped, so that the others are unmapped in the next turn.
+#[derive(Clone, Copy)]
+struct Failing {
+    rogue: Rogue,
+    page: GrantRef,
+    asked: u32,
+    /// What had been asked for a turn ago.
+    before: u32,
+}
+
+impl Failing {
+    fn new(world: &World, rogue: Rogue) -> Self {
+        let page = rogue.grant(&mut world.state().machine).1;
+        Self { rogue, page, asked: 0, before: 0 }
+    }
+
+    fn ask(&mut self, state: &mut State) {
+        let mut segments = [(self.page, 0, 7); 11];
+        segments[10].0 = GrantRef(u32::MAX);
+        self.rogue.put(self.asked, READ, 0, &segments);
+        self.asked += 1;
+        self.rogue.claim(&mut state.machine, self.asked);
+    }
+}
+
+/// The second and the third have reads fail in one turn, the first two in the next, and so on.
+fn fail_in_turns(mut guests: [Failing; 3], state: &mut State, turns: u32) {
+    let is_another = guests.iter().all(|guest| guest.rogue.answers() >= guest.before);
+    if is_another {
+        guests.iter_mut().for_each(|guest| guest.before = guest.asked);
+        let first = usize::from(turns.is_multiple_of(2));
+        guests[first..first + 2].iter_mut().for_each(|guest| guest.ask(state));
+    }
+    let turns = turns + u32::from(is_another);
+    if turns < 10_000 {
+        let next = state.machine.now + Duration::from_nanos(1);
+        state.at(next, move |state| fail_in_turns(guests, state, turns));
+    }
+}
+
+#[test]
+fn an_answer_comes_though_others_have_pages_unmapped_in_every_turn() {
+    for seed in 0..4 {
+        let mut world = partitioned(seed, 4);
+        let rogues = [1, 2, 3, 4].map(|n| Rogue::attach(&world, 4 + n, &format!("/dev/nvme0n1p{n}")).1);
+        for rogue in rogues {
+            rogue.later(&world, OFFER, |rogue, state| rogue.offer(&mut state.machine));
+        }
+        // The places of the first three are before that of the fourth.
+        let [others @ .., last] = rogues;
+        let others = others.map(|rogue| Failing::new(&world, rogue));
+        let table = segments(&world, last, 0, 7);
+        last.later(&world, CONNECTED, move |_, state| fail_in_turns(others, state, 0));
+        last.later(&world, CONNECTED, move |rogue, state| {
+            rogue.put_entry(0, &entry(READ, 0, Body::Indirect(SEGMENTS, &[table; 8])));
+            rogue.claim(&mut state.machine, 1);
+        });
+        last.later(&world, CONNECTED + Duration::from_millis(4), move |rogue, _| {
+            assert_eq!((rogue.answers(), others[0].rogue.answers() > 10), (1, true), "seed {seed}");
+        });
+        run(&mut world, |_, _| false);
+        assert_eq!(last.answer(0).1, 0, "seed {seed}");
+    }
 }
