@@ -444,8 +444,10 @@ impl Io {
                 self.called.add(index);
             }
         }
-        // Nothing is taken any more before the end: calls must not keep the domain from its sleep.
-        !self.called.is_empty() && !self.closing
+        // Calls must not keep the domain from its sleep when nothing is taken any more before the end, or when they
+        // wait for mappings, which requests in flight give back.
+        let may_wait_for_mappings = limits::MAPPINGS - self.held < limits::GRANT_BATCH;
+        !self.called.is_empty() && !self.closing && !may_wait_for_mappings
     }
 }
 

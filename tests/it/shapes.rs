@@ -13,7 +13,7 @@ use platter::sim::abi::{
 use platter::sim::nvme::Settings;
 use platter::sim::requests::Load;
 use platter::sim::world::{State, World};
-use platter::units::{GrantRef, PAGE_SIZE};
+use platter::units::{DomId, GrantRef, PAGE_SIZE};
 
 use crate::host::{SECTORS, attach, partitioned, run, world};
 use crate::rogue::Rogue;
@@ -161,6 +161,35 @@ fn mappings_of_requests_that_ended_are_there_for_others() {
     run(&mut world, |_, _| false);
     assert_eq!(rogue.answers(), all);
     assert_eq!(rogue.answer(all - 1).1, 0);
+}
+
+/// Guests whose largest requests take all mappings, and one more.
+const CROWD: u16 = (limits::MAPPINGS / (limits::INDIRECT_SLOTS * SEGMENTS as usize)) as u16 + 1;
+
+#[test]
+fn whoever_waits_for_mappings_of_a_slow_disk_does_not_keep_the_domain_awake() {
+    let mut world = partitioned(1, CROWD.into());
+    world.state().free_pages = usize::from(CROWD) * limits::LATECOMERS;
+    let rogues: Vec<Rogue> =
+        (0..CROWD).map(|n| Rogue::attach(&world, 5 + n, &format!("/dev/nvme0n1p{}", n + 1)).1).collect();
+    for rogue in &rogues {
+        let table = segments(&world, *rogue, 0, 7);
+        rogue.later(&world, OFFER, |rogue, state| rogue.offer(&mut state.machine));
+        rogue.later(&world, 2 * CONNECTED, move |rogue, state| {
+            state.lent.controller(0).slow_down(19 * SLOW..20 * SLOW);
+            let read = entry(READ, 0, Body::Indirect(SEGMENTS, &[table; 8]));
+            (0..16).for_each(|place| rogue.put_entry(place, &read));
+            rogue.claim(&mut state.machine, 16);
+        });
+    }
+    rogues[0].later(&world, 2 * CONNECTED + 18 * SLOW, |_, state| {
+        let guests = (0..CROWD).map(|n| state.machine.grants.mapped_from(DomId(5 + n)));
+        let mapped: usize = guests.sum();
+        assert!(mapped >= limits::MAPPINGS, "{mapped} are not all");
+    });
+    // Turns without sleep are a violation when they do not end.
+    run(&mut world, |_, _| false);
+    assert!(rogues.iter().all(|rogue| (rogue.answers(), rogue.answer(15).1) == (16, 0)));
 }
 
 /// A guest that wants more given up than its disk, which gives up little with each command, can do in an hour.
