@@ -464,6 +464,10 @@ enum Step {
 fn issue_one(index: usize, requests: &mut Requests, disk: &mut Disk, spans: &mut Spans) -> Step {
     let namespace = requests.volume().disk.namespace;
     let Some(command) = requests.next_command(spans) else { return Step::Empty };
+    if requests.is_abandoned() {
+        requests.refused();
+        return Step::Ended;
+    }
     // Whoever comes next finds room, and as much of it as anybody has taken.
     if disk.status() == Status::Ready && requests.commands() >= disk.room() {
         return Step::Wait;

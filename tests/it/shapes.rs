@@ -10,12 +10,13 @@ use platter::limits;
 use platter::sim::abi::{
     Abi, Body, DISCARD, ENTRY_BYTES, Entry, Head, INDIRECT, READ, Segment, WRITE, write_segment,
 };
+use platter::sim::frontend::back_path;
 use platter::sim::nvme::Settings;
 use platter::sim::requests::Load;
 use platter::sim::world::{State, World};
 use platter::units::{DomId, GrantRef, PAGE_SIZE};
 
-use crate::host::{SECTORS, attach, partitioned, run, world};
+use crate::host::{DEV, SECTORS, attach, partitioned, run, world};
 use crate::rogue::Rogue;
 
 /// When a frontend may show its ring, and when it is connected for sure.
@@ -209,6 +210,38 @@ fn discards_without_end() -> (World, Rogue) {
         rogue.claim(&mut state.machine, 32);
     });
     (world, rogue)
+}
+
+/// What becomes of a guest.
+type Fate = fn(Rogue, &mut State);
+
+#[test]
+fn of_a_guest_that_goes_away_a_slow_disk_does_only_what_it_has() {
+    let fates: [(Fate, bool); 4] = [
+        (|rogue, state| _ = state.destroy(rogue.guest), true),
+        (|rogue, state| _ = state.detach(rogue.guest, DEV, true), true),
+        (|rogue, state| state.machine.tree.remove(&back_path(rogue.guest, DEV)), true),
+        // It is still there, and so are its requests.
+        (|_, _| (), false),
+    ];
+    for (fate, is_gone) in fates {
+        let mut world = world(1);
+        let (_, rogue) = Rogue::attach(&world, 5, "/dev/nvme0n1");
+        // Sectors that no command can have two of: the disk has an eighth of the commands at most.
+        let table = segments(&world, rogue, 1, 1);
+        rogue.later(&world, OFFER, |rogue, state| rogue.offer(&mut state.machine));
+        rogue.later(&world, CONNECTED, move |rogue, state| {
+            state.lent.controller(0).slow_down(SLOW..SLOW + Duration::from_micros(1));
+            rogue.put_entry(0, &entry(READ, 0, Body::Indirect(SEGMENTS, &[table; 8])));
+            rogue.claim(&mut state.machine, 1);
+        });
+        rogue.later(&world, CONNECTED + SLOW / 2, fate);
+        rogue.later(&world, CONNECTED + 2 * SLOW, move |rogue, state| {
+            let left = state.machine.grants.mapped_from(rogue.guest);
+            assert_eq!(left, if is_gone { 0 } else { 1 + usize::from(SEGMENTS) });
+        });
+        run(&mut world, |_, _| false);
+    }
 }
 
 #[test]

@@ -119,6 +119,8 @@ pub struct Requests {
     held: usize,
     /// Commands that the disk has.
     commands: usize,
+    /// Nobody waits for the answers any more.
+    abandoned: bool,
     /// A barrier that was taken, and waits until it is the only request in flight, or is done then.
     barrier: Option<Barrier>,
 }
@@ -152,6 +154,7 @@ impl Requests {
             reaped: Queue::new(),
             held: 0,
             commands: 0,
+            abandoned: false,
             barrier: None,
         }
     }
@@ -170,6 +173,7 @@ impl Requests {
     /// Takes requests from now on; the frontend lets its pages stay mapped, or does not.
     pub(super) fn open(&mut self, persistent: bool) {
         self.intake = Intake::open(persistent && self.means.keep.is_some());
+        self.abandoned = false;
     }
 
     /// The means: rings among them, and what was counted.
@@ -239,7 +243,7 @@ impl Requests {
         }
     }
 
-    /// The disk cannot express the next command: its request fails.
+    /// The next command is not to be issued, or the disk cannot express it: its request fails.
     ///
     /// # Panics
     /// When there is no next command.
@@ -336,6 +340,17 @@ impl Requests {
     /// that they take hours, and what is not given up reads as before, which is as good.
     pub fn close(&mut self) {
         self.intake.close();
+    }
+
+    /// Nobody waits for the answers any more: what the disk has is waited for, and nothing more is to be issued.
+    pub const fn abandon(&mut self) {
+        self.abandoned = true;
+    }
+
+    /// Whether [`Requests::abandon`] was called.
+    #[must_use]
+    pub const fn is_abandoned(&self) -> bool {
+        self.abandoned
     }
 
     /// A request has all it needs.

@@ -119,7 +119,7 @@ impl Vbd {
         match self.state {
             State::InitWait => match theirs {
                 Theirs::Ready(terms) => self.connect(terms),
-                Theirs::Gone => self.end(GONE),
+                Theirs::Gone => self.end_alone(),
                 Theirs::Closing | Theirs::Closed => self.end(CLOSED),
                 Theirs::Starting | Theirs::Other => {}
             },
@@ -132,10 +132,10 @@ impl Vbd {
                 Theirs::Starting => self.drain(Then::Offer),
                 Theirs::Closing => self.announce("its frontend is closing"),
                 Theirs::Closed => self.end(CLOSED),
-                Theirs::Gone => self.end(GONE),
+                Theirs::Gone => self.end_alone(),
             },
             State::Closing => match theirs {
-                Theirs::Gone => self.end(GONE),
+                Theirs::Gone => self.end_alone(),
                 Theirs::Closing | Theirs::Closed | Theirs::Starting => self.end(CLOSED),
                 Theirs::Ready(_) | Theirs::Other => {}
             },
@@ -424,6 +424,12 @@ impl Vbd {
         self.why = xenbus::cut(why);
     }
 
+    /// The frontend is gone, and waits for no answers.
+    fn end_alone(&mut self) {
+        self.end(GONE);
+        self.abandon();
+    }
+
     /// Our directory is gone.
     fn lose(&mut self, why: &str) {
         if self.shown != XenbusState::Unknown {
@@ -431,6 +437,13 @@ impl Vbd {
             self.shown = XenbusState::Unknown;
         }
         self.drain(Then::Leave);
+        self.abandon();
+    }
+
+    fn abandon(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            connection.requests.abandon();
+        }
     }
 
     /// Takes no more requests, and goes on when none is in flight.

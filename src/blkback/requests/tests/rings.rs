@@ -125,3 +125,15 @@ fn a_ring_that_was_not_looked_at_for_lack_of_room_waits_for_no_other_event() {
     assert_eq!(rig.answer(), Some((1, OKAY)));
     rig.close();
 }
+
+#[test]
+fn who_connects_again_is_served_whatever_became_of_the_connection_before() {
+    let mut rig = rings(1);
+    rig.requests.close();
+    rig.requests.abandon();
+    assert!(rig.requests.is_abandoned());
+    rig.requests.open(false);
+    assert!(!rig.requests.is_abandoned());
+    assert_eq!(rig.run(READ, 0, &[(1, 0, 7)]), OKAY);
+    rig.close();
+}
