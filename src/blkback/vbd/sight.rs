@@ -297,6 +297,7 @@ impl Vbd {
                         let task = if self.watching { Task::Offer } else { Task::Subscribe };
                         self.state = State::Doing(task);
                     }
+                    Err(refusal) if ours.state == XenbusState::Closed => self.stay_closed(refusal),
                     Err(refusal) => self.refuse(refusal),
                 }
             }
@@ -409,6 +410,22 @@ impl Vbd {
             self.why = reason;
         }
         self.state = State::Doing(Task::RemoveRefused);
+    }
+
+    /// Not offered again. The toolstack had its answer when it made the device, and a guest that has not looked since
+    /// must still find it closed.
+    fn stay_closed(&mut self, reason: impl fmt::Display) {
+        let reason = xenbus::cut(reason);
+        if self.why != reason {
+            log::warn!(target: &GuestTarget::new(self.id.guest), "{self}: not offered again: {reason}");
+            self.complaint = Some(reason.clone());
+            self.why = reason;
+        }
+        self.state = State::Closed;
+        // Its frontend asks for what cannot be done; when it says something new, there is another look.
+        if self.look == Look::Theirs {
+            self.look = Look::Nothing;
+        }
     }
 
     /// Closes, and says so first.

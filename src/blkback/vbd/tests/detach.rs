@@ -258,6 +258,26 @@ fn a_device_whose_controller_goes_closes_without_its_frontend() {
 }
 
 #[test]
+fn a_device_that_cannot_be_offered_again_stays_closed_until_it_can() {
+    let mut world = World::connected();
+    world.volumes.remove_controller(CONTROLLER, "its controller went");
+    world.vbd.withdraw(CONTROLLER, "its controller went");
+    world.run_until(300);
+    world.trace.clear();
+    // Meanwhile its guest was paused, and does not know.
+    for _ in 0..3 {
+        world.set(FRONT, "state", "1");
+        world.run_until(world.millis() + 1000);
+    }
+    assert_eq!((world.trace(), world.ours("state")), (vec![(300, "error")], "6"));
+    assert!(world.nodes[ERRORS].contains("cannot be used"), "{}", world.nodes[ERRORS]);
+    world.volumes.add_disk(disk(0, volume(512, 1000)));
+    world.set(FRONT, "state", "1");
+    world.run_until(world.millis() + 1000);
+    assert_eq!(world.ours("state"), "2");
+}
+
+#[test]
 fn a_look_that_was_on_its_way_does_not_offer_again_what_closes() {
     let mut world = World::new();
     world.attach("nvme0n1", "w");
