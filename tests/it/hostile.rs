@@ -132,30 +132,39 @@ fn a_controller_that_fails_while_it_is_flushed_does_not_keep_the_shutdown() {
     assert!(world.state().lent.controller(1).flushes() > 0);
 }
 
+/// More guests than a controller takes commands.
+const CROWD: u16 = limits::QUEUE_ENTRIES as u16 + 8;
+
 #[test]
-fn rings_that_want_more_than_a_controller_holds_have_equal_shares() {
-    for seed in 0..10 {
-        let mut world = partitioned(seed, 3);
-        add_nvme(&world, seed + 100);
-        let other = connected(&world, 5, "/dev/nvme1n1");
-        let rogues = [1, 2, 3].map(|n| connected(&world, 5 + n, &format!("/dev/nvme0n1p{n}")));
-        for rogue in rogues.into_iter().chain([other]) {
-            rogue.later(&world, CONNECTED, |rogue, state| ask_for_much(rogue, &mut state.machine));
+fn guests_that_are_more_than_a_controller_takes_commands_have_equal_shares() {
+    for seed in 0..2 {
+        let mut world = partitioned(seed, CROWD.into());
+        {
+            let mut state = world.state();
+            state.machine.tree.quota.0 = usize::MAX;
+            state.xenstored.watch_quota = usize::MAX;
+        }
+        let rogue = |n| connected(&world, 4 + n, &format!("/dev/nvme0n1p{n}"));
+        let rogues: Rc<[Rogue]> = (1..=CROWD).map(rogue).collect();
+        let all_are_connected = Duration::from_secs(20);
+        for rogue in rogues.iter() {
+            rogue.later(&world, all_are_connected, |rogue, state| ask_for_much(rogue, &mut state.machine));
         }
         // How many answers each has when one of them has all.
         let shares = Rc::new(Cell::new(None));
         for look in 0..1000 {
-            let shares = Rc::clone(&shares);
-            rogues[0].later(&world, CONNECTED + look * Duration::from_micros(50), move |_, _| {
-                let answers = rogues.map(Rogue::answers);
-                if shares.get().is_none() && answers.contains(&32) {
-                    shares.set(Some(answers));
+            let (shares, rogues) = (Rc::clone(&shares), Rc::clone(&rogues));
+            let when = all_are_connected + look * Duration::from_millis(1);
+            rogues[0].later(&world, when, move |_, _| {
+                let answers = || rogues.iter().map(|rogue| rogue.answers());
+                if shares.get().is_none() && answers().any(|answers| answers == 32) {
+                    shares.set(answers().min());
                 }
             });
         }
         run(&mut world, |_, _| DONE);
-        let shares = shares.get().expect("all are answered");
-        assert!(shares.iter().all(|answers| *answers > 20), "seed {seed}: {shares:?}");
+        let least = shares.get().expect("all are answered");
+        assert!(least > 20, "seed {seed}: one has {least} when another has 32");
     }
 }
 
