@@ -402,6 +402,11 @@ impl<'a> Domain<'a> {
         let mut progress = self.controllers_turn(hal, now);
         let Tables { disks, volumes, io, .. } = &mut *self.tables;
         progress |= self.survey.turn(hal, now, disks, volumes, io, &self.options);
+        if self.survey.take_found() {
+            for index in 0..self.tables.vbds.len() {
+                self.notice_vbd(index, Vbd::notice_volumes);
+            }
+        }
         if self.start == Start::Devices && self.pci.settled() && self.disks_settled() && self.home.is_set_up()
         {
             self.start = Start::Ready;

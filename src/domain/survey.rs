@@ -26,6 +26,8 @@ pub(super) struct Survey {
     /// When the controller of that disk has used its time up.
     until: Instant,
     reading: Option<Reading>,
+    /// All disks of a controller were looked at since this was last asked.
+    has_found: bool,
     /// Pages that failed controllers may still write to.
     stranded: [Option<DmaPage>; limits::CONTROLLERS],
 }
@@ -45,6 +47,7 @@ impl Survey {
             next: None,
             until: Instant(0),
             reading: None,
+            has_found: false,
             stranded: [const { None }; limits::CONTROLLERS],
         }
     }
@@ -52,6 +55,11 @@ impl Survey {
     /// Whether all disks of the controllers that are ready were looked at.
     pub(super) fn is_done(&self, disks: &Disks) -> bool {
         self.next.is_none() && self.unseen(disks).is_none()
+    }
+
+    /// Whether there may be volumes now that were not there when this was last asked.
+    pub(super) const fn take_found(&mut self) -> bool {
+        core::mem::replace(&mut self.has_found, false)
     }
 
     /// A controller is going away: its disks are not to be added any more.
@@ -128,6 +136,7 @@ impl Survey {
     fn begin(&mut self, place: DiskIndex, hal: &mut impl Memory, volumes: &Volumes) {
         let Some(disk) = volumes.disks().find(|disk| disk.index == place) else {
             self.next = None;
+            self.has_found = true;
             return;
         };
         if let Ok(whole) = disk.volume

@@ -219,6 +219,30 @@ fn a_guest_reattaches_and_finds_what_it_wrote() {
 }
 
 #[test]
+fn a_guest_that_opens_its_disk_again_has_it_when_the_controller_is_back() {
+    for seed in 0..6 {
+        let mut world = world(seed);
+        let (_, guest) = attach(&world, 5, "/dev/nvme0n1", Load::new(0, 2000, 50));
+        run(&mut world, |world, act| {
+            let state = &mut *world.state();
+            match act {
+                0 => {
+                    state.frontends[guest].close(state.machine.now, true);
+                    pci_detach(state, 0, Manner::Announced);
+                }
+                1 => {
+                    assert_eq!(state.frontends[guest].stage(), Stage::Waiting, "seed {seed}");
+                    pci_attach(state, 0);
+                }
+                2 => state.frontends[guest].do_more(50),
+                _ => assert_eq!(state.frontends[guest].answered(), (100, 0), "seed {seed}"),
+            }
+            act < 3
+        });
+    }
+}
+
+#[test]
 fn a_controller_can_come_and_go_for_ever() {
     const ROUNDS: usize = 50;
     let mut world = partitioned(1, 4);

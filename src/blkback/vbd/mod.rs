@@ -266,6 +266,13 @@ impl Vbd {
         }
     }
 
+    /// There are volumes that were not there before: a device that could not be offered again perhaps can.
+    pub fn notice_volumes(&mut self) {
+        if self.state == State::Closed && self.served.is_none() {
+            self.notice();
+        }
+    }
+
     /// The frontend broke a ring: this device closes.
     pub fn fault(&mut self, fault: FrontendFault) {
         if let Some(connection) = &mut self.connection {

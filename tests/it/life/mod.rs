@@ -172,10 +172,15 @@ fn everybody_is_settled(world: &World) {
     for frontend in state.frontends.iter().filter(|frontend| frontend.is_alive()) {
         let backend = back_path(frontend.guest(), frontend.dev());
         let backend = state.machine.tree.text(&format!("{backend}/state"));
-        let settled = match frontend.stage() {
-            Stage::Connected => backend == Some("4"),
-            Stage::Closed => backend.is_none_or(|state| state == "6"),
-            _ => backend.is_none(),
+        let (guest, dev) = (frontend.guest(), frontend.dev());
+        let reason =
+            state.machine.tree.text(&format!("/local/domain/3/error/backend/vbd/{guest}/{dev}/error"));
+        let settled = match (frontend.stage(), backend) {
+            (Stage::Connected, backend) => backend == Some("4"),
+            (Stage::Closed, backend) => backend.is_none_or(|state| state == "6"),
+            // It opens a disk again that is not there any more.
+            (Stage::Waiting, Some("6")) => reason.is_some_and(|reason| reason.contains("cannot be used")),
+            (_, backend) => backend.is_none(),
         };
         assert!(settled, "{:?} is {:?}, its backend {backend:?}", frontend.disk(), frontend.stage());
         assert_eq!(frontend.answered().1, 0, "{:?}", frontend.disk());

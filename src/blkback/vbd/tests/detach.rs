@@ -272,9 +272,12 @@ fn a_device_that_cannot_be_offered_again_stays_closed_until_it_can() {
     assert_eq!((world.trace(), world.ours("state")), (vec![(300, "error")], "6"));
     assert!(world.nodes[ERRORS].contains("cannot be used"), "{}", world.nodes[ERRORS]);
     world.volumes.add_disk(disk(0, volume(512, 1000)));
-    world.set(FRONT, "state", "1");
+    world.vbd.notice_volumes();
     world.run_until(world.millis() + 1000);
     assert_eq!(world.ours("state"), "2");
+    world.trace.clear();
+    world.vbd.notice_volumes();
+    assert!(!world.step(), "one that is offered has its volume");
 }
 
 #[test]
