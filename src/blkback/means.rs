@@ -25,8 +25,8 @@ use crate::units::{Instant, PAGE_SIZE};
 const PER_PAGE: usize = PAGE_SIZE / size_of::<Slot>();
 const SLOT_PAGES: usize = SLOTS.div_ceil(PER_PAGE);
 
-// Slots are named by a byte.
-const _: () = assert!(SLOTS <= 1 << u8::BITS);
+// Slots are named by a byte, and found by shifts.
+const _: () = assert!(SLOTS <= 1 << u8::BITS && PER_PAGE.is_power_of_two());
 
 /// Rings in a page.
 const LINKS_PER_PAGE: usize = 8;
@@ -126,13 +126,13 @@ impl Means {
 
 /// The slots, by number.
 #[derive(Debug)]
-pub(super) struct Slots(Vec<PageBox<[Slot; PER_PAGE]>, SLOT_PAGES>);
+pub(super) struct Slots([PageBox<[Slot; PER_PAGE]>; SLOT_PAGES]);
 
 impl Slots {
     fn take(hal: &mut impl Memory) -> Option<Self> {
         let empty = || array::from_fn(|_| Slot::EMPTY);
         let pages = (0..SLOT_PAGES).map(|_| hal.take_private().map(|page| PageBox::new(page, empty())));
-        pages.collect::<Option<_>>().map(Self)
+        pages.collect::<Option<Vec<_, SLOT_PAGES>>>()?.into_array().ok().map(Self)
     }
 }
 
@@ -154,6 +154,7 @@ impl IndexMut<u8> for Slots {
 #[derive(Debug)]
 pub(super) struct Links {
     pages: Vec<PageBox<Vec<Link, LINKS_PER_PAGE>>, LINK_PAGES>,
+    len: usize,
     /// Rings that can be connected.
     pub(super) most: usize,
 }
@@ -162,7 +163,7 @@ impl Links {
     fn take(hal: &mut impl Memory, most: usize) -> Option<Self> {
         let pages = (0..most.div_ceil(LINKS_PER_PAGE))
             .map(|_| hal.take_private().map(|page| PageBox::new(page, Vec::new())));
-        pages.collect::<Option<_>>().map(|pages| Self { pages, most })
+        pages.collect::<Option<_>>().map(|pages| Self { pages, len: 0, most })
     }
 
     /// Connects one more.
@@ -172,16 +173,19 @@ impl Links {
     pub(super) fn push(&mut self, link: Link) {
         let page = self.pages.iter_mut().find(|page| !page.is_full());
         page.expect("no more rings than were offered").push(link).expect("the page has room");
+        self.len += 1;
     }
 
     /// Takes the last one out.
     pub(super) fn pop(&mut self) -> Option<Link> {
-        self.pages.iter_mut().rev().find_map(|page| page.pop())
+        let last = self.pages.iter_mut().rev().find_map(|page| page.pop());
+        self.len -= usize::from(last.is_some());
+        last
     }
 
     /// How many are connected.
-    pub(super) fn len(&self) -> usize {
-        self.pages.iter().map(|page| page.len()).sum()
+    pub(super) const fn len(&self) -> usize {
+        self.len
     }
 
     /// All that are connected.

@@ -83,8 +83,9 @@ const _: () = assert!(INDIRECT_SEGMENTS * PIECE_BYTES <= PAGE_SIZE);
 /// An accepted request.
 #[derive(Debug)]
 pub(super) struct Slot {
-    /// What the response repeats.
-    pub(super) head: Head,
+    /// What the response repeats: its id and, below, its operation.
+    id: u64,
+    operation: u8,
     /// Which ring it came from.
     pub(super) ring: u8,
     /// What to do.
@@ -118,7 +119,8 @@ pub(super) struct Slot {
 impl Slot {
     /// A slot that holds nothing.
     pub(super) const EMPTY: Self = Self {
-        head: Head { operation: 0, id: 0 },
+        id: 0,
+        operation: 0,
         ring: 0,
         op: Operation::Read,
         status: Status::Okay,
@@ -140,7 +142,17 @@ impl Slot {
     pub(super) fn accept(&mut self, head: Head, ring: u8, op: Operation, now: Instant) {
         debug_assert!(self.page.is_none(), "a free slot has no page");
         let flush = matches!(op, Operation::Flush | Operation::Barrier);
-        *self = Self { head, ring, op, flush, taken: now, ..Self::EMPTY };
+        (self.id, self.operation) = (head.id, head.operation);
+        (self.ring, self.op, self.status) = (ring, op, Status::Okay);
+        (self.queued, self.flush) = (false, flush);
+        (self.parts, self.count, self.issued) = (0, 0, 0);
+        (self.taken, self.sector, self.sectors) = (now, Sector(0), 0);
+        (self.next, self.left) = (Block(0), Block(0));
+    }
+
+    /// What the response repeats.
+    pub(super) const fn head(&self) -> Head {
+        Head { operation: self.operation, id: self.id }
     }
 
     /// The segments of a direct request.

@@ -89,7 +89,7 @@ impl Domain<'_> {
                 Event::Isolated(address, done) => self.isolated(address, done),
             }
         }
-        for number in 0..limits::CONTROLLERS {
+        for number in 0..self.tables.disks.len() {
             progress |= self.controller_turn(hal, now, number);
         }
         progress
@@ -119,7 +119,7 @@ impl Domain<'_> {
                 if let Some(port) = port {
                     self.tables.ports.set(port, Some(Owner::Disk));
                 }
-                self.tables.disks[number] = Some(disk);
+                self.tables.disks.put(number, disk);
                 self.controllers[number] = Some(controller);
             }
             Err(error) => {
@@ -163,7 +163,7 @@ impl Domain<'_> {
 
     /// What became of an attempt to keep a controller from memory.
     fn isolated(&mut self, address: Address, done: bool) {
-        for number in 0..limits::CONTROLLERS {
+        for number in 0..self.tables.disks.len() {
             let (Some(controller), Some(disk)) =
                 (&mut self.controllers[number], &mut self.tables.disks[number])
             else {

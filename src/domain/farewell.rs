@@ -2,7 +2,8 @@
 //! controllers are shut down as their standard says. The vbds' states stay as they are, so that no
 //! guest loses its disk over it.
 
-use super::io::{Disks, Io, Vbds};
+use super::disks::Disks;
+use super::io::{Io, Vbds};
 use crate::blkback::{Requests, Vbd};
 use crate::drivers::{Disk, Status};
 use crate::hal::Memory;

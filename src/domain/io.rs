@@ -8,6 +8,7 @@ use core::ops::Range;
 
 use heapless::Vec;
 
+use super::disks::Disks;
 use super::set::Set;
 use crate::blkback::{Admitted, Batch, Issued, Requests, Spans, Vbd, Work};
 use crate::drivers::{Completion, DeviceError, Disk, Operation, Refusal, Status, Token};
@@ -82,8 +83,6 @@ enum OurRead {
 type Shares = Vec<(u16, Admitted), { limits::VBD_PLACES }>;
 
 pub(super) type Vbds = Vec<Option<Vbd>, { limits::VBD_PLACES }>;
-/// By the numbers in their names; where there is none, the number is free.
-pub(super) type Disks = [Option<Disk>; limits::CONTROLLERS];
 
 impl Io {
     pub(super) const fn new() -> Self {
@@ -117,7 +116,7 @@ impl Io {
 
     /// The vbds to be visited for what became of their rings, each once.
     pub(super) fn take_stirred(&mut self) -> Set {
-        core::mem::take(&mut self.stirred)
+        self.stirred.take()
     }
 
     /// Takes no new requests from now on.
@@ -276,12 +275,15 @@ impl Io {
 
     /// Takes new requests: copies what indirect ones point to, and maps what all of them name.
     fn admit(&mut self, hal: &mut impl Hal, now: Instant, vbds: &mut Vbds) -> bool {
+        // Nobody is told of what comes into a ring that is not armed.
+        self.called.add_all(&self.popped);
+        if self.called.is_empty() {
+            return false;
+        }
         self.batch.start(limits::MAPPINGS - self.held);
         self.shares.clear();
         let mut progress = false;
         let mut first = None;
-        // Nobody is told of what comes into a ring that is not armed.
-        self.called.add_all(&self.popped);
         for index in self.called.from(self.cursor) {
             let Some(vbd) = vbds.get_mut(index).and_then(Option::as_mut) else {
                 self.called.remove(index);
@@ -387,28 +389,29 @@ impl Io {
     /// Makes commands of accepted requests, one a vbd in turn, while the disks take them.
     fn issue(&mut self, disks: &mut Disks, vbds: &mut Vbds) -> bool {
         let mut progress = false;
+        if self.queued.is_empty() {
+            return progress;
+        }
         for (controller, disk) in disks.iter_mut().enumerate() {
             let Some(disk) = disk else { continue };
             let mut waiting = self.queued_for(controller, vbds);
-            while !waiting.is_empty() {
-                for index in waiting.from(self.issue_cursors[controller]) {
-                    let step = requests(vbds, index)
-                        .map_or(Step::Empty, |requests| issue_one(index, requests, disk, &mut self.spans));
-                    match step {
-                        Step::Issued => {
-                            progress = true;
-                            self.issue_cursors[controller] = index + 1;
-                        }
-                        Step::Ended => {
-                            progress = true;
-                            self.ended.add(index);
-                        }
-                        Step::Empty => {
-                            waiting.remove(index);
-                            self.queued.remove(index);
-                        }
-                        Step::Wait => waiting.remove(index),
+            while let Some(index) = waiting.next(self.issue_cursors[controller]) {
+                let step = requests(vbds, index)
+                    .map_or(Step::Empty, |requests| issue_one(index, requests, disk, &mut self.spans));
+                match step {
+                    Step::Issued => {
+                        progress = true;
+                        self.issue_cursors[controller] = index + 1;
                     }
+                    Step::Ended => {
+                        progress = true;
+                        self.ended.add(index);
+                    }
+                    Step::Empty => {
+                        waiting.remove(index);
+                        self.queued.remove(index);
+                    }
+                    Step::Wait => waiting.remove(index),
                 }
             }
         }
@@ -428,7 +431,7 @@ impl Io {
 
     /// Shows the answers, with one event where the frontend asks for it.
     fn publish(&mut self, hal: &mut impl Hal, vbds: &mut Vbds) {
-        for index in core::mem::take(&mut self.answered).from(self.cursor) {
+        for index in self.answered.take().from(self.cursor) {
             if let Some(requests) = requests(vbds, index) {
                 requests.publish(|port| hal.notify(port));
             }
@@ -439,7 +442,7 @@ impl Io {
     /// one has published a request meanwhile.
     pub(super) fn arm(&mut self, vbds: &mut Vbds) -> bool {
         self.turns = 0;
-        for index in core::mem::take(&mut self.popped).from(0) {
+        for index in self.popped.take().from(0) {
             if requests(vbds, index).is_some_and(Requests::arm) {
                 self.called.add(index);
             }

@@ -9,6 +9,7 @@
 //! `farewell` ends it.
 
 mod controllers;
+mod disks;
 mod errors;
 mod farewell;
 mod foreign;
@@ -23,11 +24,12 @@ mod survey;
 use heapless::Vec;
 
 use self::controllers::{Controller, Controllers};
+use self::disks::Disks;
 use self::errors::Errors;
 use self::farewell::Farewell;
 use self::foreign::Foreign;
 use self::home::{Home, Request};
-use self::io::{Disks, Io, Vbds};
+use self::io::{Io, Vbds};
 use self::ports::{Owner, PortTable};
 use self::scan::Scan;
 use self::set::Set;
@@ -90,7 +92,7 @@ impl Tables {
     #[expect(clippy::new_without_default, reason = "constant, for a static")]
     pub const fn new() -> Self {
         Self {
-            disks: [const { None }; limits::CONTROLLERS],
+            disks: Disks::NONE,
             vbds: Vec::new(),
             due: Set::EMPTY,
             first_deadline: None,
@@ -241,9 +243,8 @@ impl<'a> Domain<'a> {
             return None;
         }
         // Before the devices' jobs, of which guests can make more and more.
-        if let Some(job) =
-            self.statistics.next_job(Moment { now, free_pages: hal.free_pages() }, &self.tables.vbds)
-        {
+        let moment = || Moment { now, free_pages: hal.free_pages() };
+        if let Some(job) = self.statistics.next_job(moment, &self.tables.vbds) {
             return Some((Speaker::Statistics, job));
         }
         // Before anybody leaves the next reason.

@@ -29,7 +29,15 @@ impl Set {
         self.used |= 1 << (index / BITS);
     }
 
+    /// Its members, which it has no more.
+    pub(super) fn take(&mut self) -> Self {
+        if self.is_empty() { Self::EMPTY } else { core::mem::take(self) }
+    }
+
     pub(super) fn add_all(&mut self, others: &Self) {
+        if others.is_empty() {
+            return;
+        }
         self.words.iter_mut().zip(others.words).for_each(|(word, other)| *word |= other);
         self.used |= others.used;
     }
@@ -47,11 +55,19 @@ impl Set {
         let mut rest = self;
         let mut at = start;
         core::iter::from_fn(move || {
-            let index = rest.first_from(at).or_else(|| rest.first_from(0))?;
+            let index = rest.next(at)?;
             rest.remove(index);
             at = index + 1;
             Some(index)
         })
+    }
+
+    /// The first member from `start` on, or else the first of all.
+    pub(super) fn next(&self, start: usize) -> Option<usize> {
+        if self.is_empty() {
+            return None;
+        }
+        self.first_from(start).or_else(|| self.first_from(0))
     }
 
     fn first_from(&self, start: usize) -> Option<usize> {

@@ -72,18 +72,18 @@ impl Statistics {
     }
 
     /// The job that is due, if any; [`Statistics::job_done`] is owed for it.
-    pub(super) fn next_job(&mut self, moment: Moment, vbds: &Vbds) -> Option<Job> {
+    pub(super) fn next_job(&mut self, moment: impl FnOnce() -> Moment, vbds: &Vbds) -> Option<Job> {
         if self.errand.is_some() {
             return None;
         }
-        let home = Job::new(&xenbus::path(format_args!("{HOME}")));
+        let home = || Job::new(&xenbus::path(format_args!("{HOME}")));
         let (errand, job) = if !self.set_up {
-            (Errand::SetUp, set_up(home))
+            (Errand::SetUp, set_up(home()))
         } else if let Some(question) = self.question.take() {
-            (Errand::Answer, answer(home, &question, moment, vbds))
+            (Errand::Answer, answer(home(), &question, moment(), vbds))
         } else if self.noticed {
             self.noticed = false;
-            (Errand::Look, home.read("ask"))
+            (Errand::Look, home().read("ask"))
         } else {
             return None;
         };
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn one_question_is_one_look_and_one_answer() {
-        let (vbds, moment) = (Vbds::new(), Moment { now: Instant(0), free_pages: 0 });
+        let (vbds, moment) = (Vbds::new(), || Moment { now: Instant(0), free_pages: 0 });
         let mut statistics = Statistics::new();
         let nodes = statistics.next_job(moment, &vbds).unwrap().steps;
         assert!(matches!(nodes.last(), Some(Step::Watch(node, _)) if node == "ask"));

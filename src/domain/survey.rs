@@ -4,7 +4,8 @@
 
 use core::time::Duration;
 
-use super::io::{Disks, Io};
+use super::disks::Disks;
+use super::io::Io;
 use crate::drivers::{Disk, Namespace, Status};
 use crate::hal::{DmaPage, Memory};
 use crate::limits;

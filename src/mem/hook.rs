@@ -19,6 +19,7 @@ pub fn set(hook: Option<Hook>) {
 }
 
 /// Runs the hook. Accesses that the hook itself makes do not run it again.
+#[cfg(debug_assertions)]
 pub(super) fn touched(base: NonNull<u8>, offset: usize) {
     let Some(mut hook) = HOOK.with(|slot| slot.borrow_mut().take()) else { return };
     hook(base, offset);

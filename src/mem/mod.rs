@@ -3,8 +3,8 @@
 //! such memory. The first of the two places where `unsafe` is allowed (the other is `platform`).
 //! Beside it, [`private`]: pages that are ours alone, with values in them.
 //!
-//! With the feature `sim` every access first calls a hook, so that simulated peers can act
-//! *between* any two accesses.
+//! With the feature `sim` and debug assertions every access first calls a hook, so that simulated peers can act
+//! *between* any two accesses. Without the assertions, an access costs what it costs in the image.
 
 #[cfg(any(test, feature = "sim"))]
 pub mod frame;
@@ -131,7 +131,7 @@ impl SharedPage {
     fn place<T>(&self, offset: usize) -> *mut T {
         let size = size_of::<T>();
         assert!(offset.is_multiple_of(size) && offset <= PAGE_SIZE - size, "access outside a shared page");
-        #[cfg(feature = "sim")]
+        #[cfg(all(feature = "sim", debug_assertions))]
         hook::touched(self.base, offset);
         self.base.as_ptr().wrapping_add(offset).cast()
     }

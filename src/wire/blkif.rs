@@ -64,6 +64,20 @@ pub type Entry = [u8; ENTRY_BYTES];
 /// Bytes of the longest ring entry.
 pub const ENTRY_BYTES: usize = Protocol::X86_64.entry_bytes();
 
+/// Bytes of an entry's start, which says how many of the others are used.
+pub const START_BYTES: usize = 8;
+
+/// How many bytes of an entry mean anything, by its first [`START_BYTES`]: a multiple of four, that number at least.
+#[must_use]
+pub fn used_bytes(protocol: Protocol, start: &[u8]) -> usize {
+    let body = match start[OPERATION] {
+        OP_DISCARD => 8,
+        OP_INDIRECT => protocol.indirect_grefs() - protocol.rest() + 4,
+        _ => usize::from(start[NR_SEGMENTS]).min(SEGMENTS) * SEGMENT_BYTES,
+    };
+    protocol.rest() + body
+}
+
 /// Sectors in a granted page: segments count in these, whatever the disk's block size is.
 const SECTORS_PER_PAGE: u8 = (crate::units::PAGE_SIZE / SECTOR_SIZE) as u8;
 
@@ -503,6 +517,23 @@ pub(crate) mod tests {
         let rejects = [Reject::SegmentCount, Reject::Segment, Reject::Range, Reject::Alignment];
         for reject in rejects.into_iter().chain([Reject::ReadOnly, Reject::IndirectOperation]) {
             assert_eq!(reject.status(), Status::Error);
+        }
+    }
+
+    #[test]
+    fn what_an_entry_does_not_use_means_nothing() {
+        for (protocol, operation) in [X86_64, X86_32].into_iter().flat_map(|p| (0..8).map(move |op| (p, op)))
+        {
+            for count in 0..=u8::MAX {
+                let mut entry: Entry = core::array::from_fn(|i| (i as u8).wrapping_mul(37) & 7);
+                (entry[OPERATION], entry[NR_SEGMENTS]) = (operation, count);
+                let used = used_bytes(protocol, &entry[..START_BYTES]);
+                assert!((START_BYTES..=protocol.entry_bytes()).contains(&used) && used.is_multiple_of(4));
+                let mut other = entry;
+                other[used..].fill(0xa5);
+                let parse = |entry: &Entry| (Head::parse(protocol, entry), Request::parse(protocol, entry));
+                assert_eq!(parse(&entry), parse(&other), "{protocol:?}, {operation}, {count}");
+            }
         }
     }
 

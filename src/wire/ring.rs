@@ -7,7 +7,6 @@ mod index;
 
 use core::fmt;
 use core::num::Wrapping;
-use core::ops::Range;
 
 use heapless::Vec;
 
@@ -15,7 +14,7 @@ use self::index::Claim;
 use crate::limits::RING_PAGES;
 use crate::mem::{self, SharedPage};
 use crate::units::PAGE_SIZE;
-use crate::wire::blkif::{self, ENTRY_BYTES, Entry, Head, Protocol, Status};
+use crate::wire::blkif::{self, Entry, Head, Protocol, Status};
 
 // Offsets in the header.
 const REQ_PROD: usize = 0;
@@ -104,24 +103,25 @@ impl BackRing {
         self.protocol
     }
 
-    /// Takes the next request: its entry is copied out, and not looked at again.
+    /// Takes the next request, if there is one: what its entry uses is copied out, each byte once, and not looked at
+    /// again. The rest of `entry` stays as it is.
     ///
     /// # Errors
     /// The frontend's index is impossible; so it is at every later call.
-    pub fn pop(&mut self) -> Result<Option<Entry>, FrontendFault> {
+    pub fn pop(&mut self, entry: &mut Entry) -> Result<bool, FrontendFault> {
         if self.req_cons == self.req_prod {
             self.look()?;
             if self.req_cons == self.req_prod {
-                return Ok(None);
+                return Ok(false);
             }
         }
-        let mut entry = [0; ENTRY_BYTES];
         let at = place(self.protocol, self.entries, self.req_cons);
-        for (page, offset, part) in in_pages(at, self.protocol.entry_bytes()) {
-            self.pages[page].read_bytes(offset, &mut entry[part]);
-        }
+        let (start, rest) = entry.split_at_mut(blkif::START_BYTES);
+        self.read(at, start);
+        let used = blkif::used_bytes(self.protocol, start);
+        self.read(at + start.len(), &mut rest[..used - start.len()]);
         self.req_cons = self.req_cons.wrapping_add(1);
-        Ok(Some(entry))
+        Ok(true)
     }
 
     /// Writes a response, not yet published. It overwrites an entry that was taken.
@@ -132,8 +132,11 @@ impl BackRing {
         assert!(self.rsp_prod != self.req_cons, "a response without a request");
         let bytes = blkif::response(head, status);
         let at = place(self.protocol, self.entries, self.rsp_prod);
-        for (page, offset, part) in in_pages(at, bytes.len()) {
-            self.pages[page].write_bytes(offset, &bytes[part]);
+        let (page, offset, length) = in_page(at, bytes.len());
+        let (first, second) = bytes.split_at(length);
+        self.pages[page].write_bytes(offset, first);
+        if !second.is_empty() {
+            self.pages[page + 1].write_bytes(0, second);
         }
         self.rsp_prod = self.rsp_prod.wrapping_add(1);
     }
@@ -165,6 +168,16 @@ impl BackRing {
         // looks at `req_event` afterwards, so one of the two sees the other.
         mem::full_barrier();
         self.header().read_u32(REQ_PROD) != self.req_cons
+    }
+
+    /// Reads bytes of the ring, which lie in two pages at most.
+    fn read(&self, at: usize, to: &mut [u8]) {
+        let (page, offset, length) = in_page(at, to.len());
+        let (first, second) = to.split_at_mut(length);
+        self.pages[page].read_bytes(offset, first);
+        if !second.is_empty() {
+            self.pages[page + 1].read_bytes(0, second);
+        }
     }
 
     fn header(&self) -> &SharedPage {
@@ -203,20 +216,17 @@ const fn place(protocol: Protocol, entries: u32, index: u32) -> usize {
     HEADER_BYTES + (index % entries) as usize * protocol.entry_bytes()
 }
 
-/// The pieces of `bytes` bytes from `at` on that lie in one page each, two at most: the page, the
-/// offset in it, and which of the bytes.
-fn in_pages(at: usize, bytes: usize) -> impl Iterator<Item = (usize, usize, Range<usize>)> {
-    let (page, offset) = (at / PAGE_SIZE, at % PAGE_SIZE);
-    let first = bytes.min(PAGE_SIZE - offset);
-    [(page, offset, 0..first), (page + 1, 0, first..bytes)]
-        .into_iter()
-        .filter(|(_, _, part)| !part.is_empty())
+/// The page in which bytes from `at` on lie, where there, and how many of them; the others begin the next page.
+fn in_page(at: usize, bytes: usize) -> (usize, usize, usize) {
+    let offset = at % PAGE_SIZE;
+    (at / PAGE_SIZE, offset, bytes.min(PAGE_SIZE - offset))
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use crate::mem::frame::Frame;
+    use crate::wire::blkif::ENTRY_BYTES;
 
     /// The frontend's end, as plain as can be.
     pub(crate) struct Front {
@@ -285,6 +295,12 @@ pub(crate) mod tests {
         }
     }
 
+    /// The next request, on zeroes.
+    fn pop(back: &mut BackRing) -> Result<Option<Entry>, FrontendFault> {
+        let mut entry = [0; ENTRY_BYTES];
+        Ok(back.pop(&mut entry)?.then_some(entry))
+    }
+
     fn pair(start: u32) -> (Front, BackRing) {
         let front = Front::at(Frame::new(), start);
         let back = front.back();
@@ -310,17 +326,20 @@ pub(crate) mod tests {
             let entries = 32 << order;
             for round in 0..3 {
                 for id in 0..entries {
-                    let segments = [(7, 0, 7), (round as u32, 1, 6)];
+                    let segments: std::vec::Vec<_> =
+                        (0..=id as u32 % 11).map(|i| (7 + i, 0, round as u8)).collect();
                     front.submit(&blkif::tests::entry_of(protocol, 1, id | round << 32, id, &segments));
                 }
                 for id in 0..entries {
-                    let entry = back.pop().unwrap().unwrap();
-                    let segments = [(7, 0, 7), (round as u32, 1, 6)];
+                    let entry = pop(&mut back).unwrap().unwrap();
+                    let segments: std::vec::Vec<_> =
+                        (0..=id as u32 % 11).map(|i| (7 + i, 0, round as u8)).collect();
                     let sent = blkif::tests::entry_of(protocol, 1, id | round << 32, id, &segments);
-                    let length = protocol.entry_bytes();
-                    assert_eq!(entry[..length], sent[..length], "order {order}");
+                    let used = blkif::used_bytes(protocol, &sent[..blkif::START_BYTES]);
+                    assert_eq!(entry[..used], sent[..used], "order {order}");
+                    assert!(entry[used..].iter().all(|byte| *byte == 0), "order {order}");
                 }
-                assert_eq!(back.pop(), Ok(None));
+                assert_eq!(pop(&mut back), Ok(None));
                 for id in 0..entries {
                     back.push(Head { operation: 1, id: id | round << 32 }, Status::Error);
                 }
@@ -332,21 +351,18 @@ pub(crate) mod tests {
             }
             front.claim(front.rsp_cons.wrapping_add(entries as u32 + 1));
             let claimed = entries as u32 + 1;
-            assert_eq!(back.pop(), Err(FrontendFault::Overrun { claimed, entries: entries as u32 }));
+            assert_eq!(pop(&mut back), Err(FrontendFault::Overrun { claimed, entries: entries as u32 }));
         }
     }
 
     #[test]
     fn bytes_anywhere_in_a_ring_are_in_one_page_or_two() {
-        for bytes in [12, 16, 108, 112] {
+        for bytes in [8, 12, 16, 104] {
             for at in 0..RING_PAGES * PAGE_SIZE {
-                let mut covered = 0;
-                for (page, offset, part) in in_pages(at, bytes) {
-                    assert_eq!((page * PAGE_SIZE + offset, part.start), (at + covered, covered));
-                    assert!(!part.is_empty() && offset + part.len() <= PAGE_SIZE, "{bytes} at {at}");
-                    covered = part.end;
-                }
-                assert_eq!(covered, bytes, "at {at}");
+                let (page, offset, length) = in_page(at, bytes);
+                assert_eq!(page * PAGE_SIZE + offset, at);
+                assert!(length > 0 && length <= bytes && offset + length <= PAGE_SIZE, "{bytes} at {at}");
+                assert!(length == bytes || offset + length == PAGE_SIZE, "{bytes} at {at}");
             }
         }
     }
@@ -356,9 +372,9 @@ pub(crate) mod tests {
         let (mut front, mut back) = pair(u32::MAX - 40);
         for id in 0..100 {
             front.submit(&numbered(id));
-            let head = head(&back.pop().unwrap().unwrap());
+            let head = head(&pop(&mut back).unwrap().unwrap());
             assert_eq!(head.id, id);
-            assert_eq!(back.pop(), Ok(None));
+            assert_eq!(pop(&mut back), Ok(None));
             back.push(head, Status::Okay);
             assert_eq!(front.response(), None, "not before it is published");
             let _ = back.publish();
@@ -373,9 +389,9 @@ pub(crate) mod tests {
             front.submit(&numbered(id));
         }
         for id in 0..32 {
-            assert_eq!(head(&back.pop().unwrap().unwrap()).id, id);
+            assert_eq!(head(&pop(&mut back).unwrap().unwrap()).id, id);
         }
-        assert_eq!(back.pop(), Ok(None));
+        assert_eq!(pop(&mut back), Ok(None));
     }
 
     #[test]
@@ -386,16 +402,16 @@ pub(crate) mod tests {
                 let start = front.req_prod;
                 front.claim(start.wrapping_add(taken));
                 for _ in 0..taken {
-                    assert!(back.pop().unwrap().is_some());
+                    assert!(pop(&mut back).unwrap().is_some());
                 }
                 front.claim(start.wrapping_add(claim));
                 if (taken..=32).contains(&claim) {
-                    assert_eq!(back.pop().unwrap().is_some(), claim > taken);
+                    assert_eq!(pop(&mut back).unwrap().is_some(), claim > taken);
                 } else {
-                    let fault = back.pop().unwrap_err();
+                    let fault = pop(&mut back).unwrap_err();
                     assert_eq!(fault == FrontendFault::Rewound, claim < taken);
                     front.claim(start.wrapping_add(taken));
-                    assert_eq!(back.pop(), Err(fault), "it stays stopped");
+                    assert_eq!(pop(&mut back), Err(fault), "it stays stopped");
                 }
             }
         }
@@ -409,7 +425,7 @@ pub(crate) mod tests {
             front.header().write_u32(RSP_EVENT, start.wrapping_add(asked_at));
             front.claim(start.wrapping_add(20));
             for _ in 0..20 {
-                let head = head(&back.pop().unwrap().unwrap());
+                let head = head(&pop(&mut back).unwrap().unwrap());
                 back.push(head, Status::Okay);
             }
             assert_eq!(back.publish(), (1..=20).contains(&asked_at));
@@ -422,7 +438,7 @@ pub(crate) mod tests {
         let (mut front, mut back) = pair(0);
         front.submit(&numbered(1));
         assert!(back.arm(), "there already is one");
-        let _ = back.pop();
+        let _ = pop(&mut back);
         assert!(!back.arm());
         assert!(front.submit(&numbered(2)), "the event that was asked for");
         assert!(!front.submit(&numbered(3)), "one event is enough");
@@ -433,7 +449,7 @@ pub(crate) mod tests {
     fn nothing_is_answered_twice() {
         let (mut front, mut back) = pair(0);
         front.submit(&numbered(1));
-        let head = head(&back.pop().unwrap().unwrap());
+        let head = head(&pop(&mut back).unwrap().unwrap());
         back.push(head, Status::Okay);
         back.push(head, Status::Okay);
     }
@@ -463,12 +479,14 @@ pub(crate) mod tests {
                     frame.write(at(0), &numbered(2));
                 }
             })));
-            let entry = back.pop().unwrap().unwrap();
+            let entry = pop(&mut back).unwrap().unwrap();
             hook::set(None);
             assert_eq!(head(&entry).operation, 0);
             let reads = reads.borrow();
             assert_eq!(reads[REQ_PROD], 1);
-            assert!((at(0)..at(1)).step_by(8).all(|offset| reads[offset] == 1));
+            let used = at(0) + blkif::used_bytes(Protocol::X86_64, &numbered(1));
+            assert!((at(0)..used).step_by(8).all(|offset| reads[offset] == 1));
+            assert!((used..at(1)).all(|offset| reads[offset] == 0));
         }
 
         #[test]
@@ -476,7 +494,7 @@ pub(crate) mod tests {
             for at in 0..2_u32 {
                 let (mut front, mut back) = pair(0);
                 front.submit(&numbered(1));
-                let _ = back.pop();
+                let _ = pop(&mut back);
                 let announced = Rc::new(RefCell::new(None));
                 let answer = Rc::clone(&announced);
                 let mut left = at;

@@ -149,7 +149,7 @@ type UseUp = fn(&mut State);
 #[test]
 fn what_is_used_up_refuses_the_attach_and_leaves_nothing_behind() {
     let cases: [(Flavour, UseUp, &str); 6] = [
-        (Flavour::Oxenstored, |state| state.free_pages = 3, "memory: 28 KiB are needed"),
+        (Flavour::Oxenstored, |state| state.free_pages = 3, "memory: 24 KiB are needed"),
         (Flavour::Oxenstored, |state| state.machine.ports.limit = 4, "event channels: none is left"),
         (Flavour::Oxenstored, |state| state.xenstored.watch_quota = 4, "raise quota-maxwatch in"),
         (Flavour::Cxenstored, |state| state.xenstored.watch_quota = 4, "quota set watches N"),

@@ -6,7 +6,7 @@ use super::{Barrier, Batch, Requests};
 use crate::hal::GrantCopy;
 use crate::units::{Block, DomId, Instant, Sector};
 use crate::volume::Volume;
-use crate::wire::blkif::{Entry, Head, Operation, Reject, Request, SEGMENT_BYTES};
+use crate::wire::blkif::{ENTRY_BYTES, Entry, Head, Operation, Reject, Request, SEGMENT_BYTES};
 use crate::wire::ring::FrontendFault;
 
 /// How a device is served.
@@ -79,15 +79,15 @@ impl Requests {
         batch: &mut Batch,
     ) -> Result<Admitted, FrontendFault> {
         let before = (batch.copies.len(), batch.maps.len());
-        let mut requests = 0;
+        let (mut requests, mut entry) = (0, [0; ENTRY_BYTES]);
         while usize::from(requests) < limit && self.can_take() {
             if !batch.has_room() {
                 // What the event was for is not seen yet.
                 self.intake.more = true;
                 break;
             }
-            let (ring, entry) = match self.next_entry() {
-                Ok(Some(next)) => next,
+            let ring = match self.next_entry(&mut entry) {
+                Ok(Some(ring)) => ring,
                 Ok(None) => break,
                 // What was taken before is to be served or answered; the next call fails again.
                 Err(_) if requests > 0 => break,
@@ -130,20 +130,21 @@ impl Requests {
         self.intake.open && self.barrier.is_none() && self.free.len() > 0 && !stuck
     }
 
-    /// The request that waits, or the next one of the ring whose turn it is.
-    fn next_entry(&mut self) -> Result<Option<(u8, Entry)>, FrontendFault> {
-        if let Some(staged) = self.intake.staged.take() {
-            return Ok(Some(staged));
+    /// The request that waits, or the next one of the ring whose turn it is; returns which ring it is of.
+    fn next_entry(&mut self, entry: &mut Entry) -> Result<Option<u8>, FrontendFault> {
+        if let Some((ring, staged)) = self.intake.staged.take() {
+            *entry = staged;
+            return Ok(Some(ring));
         }
         let rings = self.means.links.len();
         for _ in 0..rings {
-            let ring = self.intake.cursor % rings;
+            let ring = if self.intake.cursor < rings { self.intake.cursor } else { 0 };
             // A broken ring keeps its turn: so the others cannot hide it.
-            let next = self.means.links[ring].back.pop()?;
+            let is_there = self.means.links[ring].back.pop(entry)?;
             self.intake.cursor = ring + 1;
-            if let Some(entry) = next {
+            if is_there {
                 self.intake.more = true;
-                return Ok(Some((ring as u8, entry)));
+                return Ok(Some(ring as u8));
             }
         }
         self.intake.more = false;

@@ -16,8 +16,6 @@ mod intake;
 #[cfg(test)]
 mod tests;
 
-use heapless::Deque;
-
 use self::intake::Intake;
 use super::means::Means;
 use crate::limits::SLOTS;
@@ -67,29 +65,41 @@ pub enum Issued {
     Blocks(Block),
 }
 
-/// Slots by index, first in first out.
+/// Slots by index, first in first out. Each request goes through four of these: a few instructions for each step.
 #[derive(Debug)]
-struct Queue(Deque<u8, SLOTS>);
+struct Queue {
+    slots: [u8; SLOTS],
+    /// Free-running: how many were taken out, and put in.
+    head: u8,
+    tail: u8,
+}
+
+// Their difference is the length, up to all slots; places are found by a mask.
+const _: () = assert!(SLOTS.is_power_of_two() && SLOTS < 1 << u8::BITS);
 
 impl Queue {
     const fn new() -> Self {
-        Self(Deque::new())
+        Self { slots: [0; SLOTS], head: 0, tail: 0 }
     }
 
     fn push(&mut self, slot: u8) {
-        self.0.push_back(slot).expect("a slot is in a queue once at most");
+        assert!(self.len() < SLOTS, "a slot is in a queue once at most");
+        self.slots[usize::from(self.tail) % SLOTS] = slot;
+        self.tail = self.tail.wrapping_add(1);
     }
 
     fn pop(&mut self) -> Option<u8> {
-        self.0.pop_front()
+        let slot = self.front()?;
+        self.head = self.head.wrapping_add(1);
+        Some(slot)
     }
 
     fn front(&self) -> Option<u8> {
-        self.0.front().copied()
+        (self.len() > 0).then(|| self.slots[usize::from(self.head) % SLOTS])
     }
 
-    fn len(&self) -> usize {
-        self.0.len()
+    const fn len(&self) -> usize {
+        self.tail.wrapping_sub(self.head) as usize
     }
 }
 
@@ -297,7 +307,7 @@ impl Requests {
     pub fn answer(&mut self, now: Instant) {
         while let Some(index) = self.reaped.pop() {
             let slot = &mut self.means.slots[index];
-            self.means.links[usize::from(slot.ring)].back.push(slot.head, slot.status);
+            self.means.links[usize::from(slot.ring)].back.push(slot.head(), slot.status);
             let okay = slot.status == Status::Okay;
             self.means.counters.answered(slot.op, okay, slot.sectors, now.since(slot.taken));
             if slot.op == Operation::Barrier {

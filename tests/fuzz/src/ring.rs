@@ -11,7 +11,7 @@ use platter::mem::frame::Frame;
 use platter::mem::hook;
 use platter::sim::abi::{Abi, Response};
 use platter::units::PAGE_SIZE;
-use platter::wire::blkif::{Head, Protocol, Status};
+use platter::wire::blkif::{self, Head, Protocol, Status};
 use platter::wire::ring::{BackRing, FrontendFault};
 
 use crate::frames;
@@ -183,7 +183,8 @@ impl Bench {
 
     fn pop(&mut self) {
         self.begin();
-        let taken = self.back.pop();
+        let mut entry = [0; blkif::ENTRY_BYTES];
+        let taken = self.back.pop(&mut entry).map(|is_there| is_there.then_some(entry));
         let peer = self.peer.borrow();
         let looks = self.claimed == self.taken && self.fault.is_none();
         let header = peer.accesses.iter().filter(|at| **at < ENTRIES).count();

@@ -319,7 +319,7 @@ fn a_budget_that_is_used_up_refuses_the_attach_and_says_how_to_raise_it() {
     let cases: [(UseUp, &str, [&str; 2]); 4] = [
         (
             |world| world.machine.free_pages = PLAIN - 1,
-            "memory: 28 KiB are needed for each device and 24 KiB are left; \
+            "memory: 24 KiB are needed for each device and 20 KiB are left; \
              raise memory= in platter's configuration",
             ["error", "removed"],
         ),
