@@ -16,6 +16,7 @@ mod fio;
 mod flushes;
 mod fuzz;
 mod image;
+mod instructions;
 mod interrupt;
 mod machine;
 mod mutants;

@@ -40,6 +40,11 @@ pub(crate) fn fuzz() -> PathBuf {
     target().join("lab/fuzz")
 }
 
+/// Programs that cargo installs for the tests alone.
+pub(crate) fn tools() -> PathBuf {
+    target().join("tools")
+}
+
 /// One folder a run.
 pub(crate) fn runs() -> PathBuf {
     target().join("lab/runs")

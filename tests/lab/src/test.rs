@@ -1,4 +1,4 @@
-//! `cargo lab test`: the host's tests, a minute of each fuzz target, then the scenarios on emulated machines, two at a
+//! `cargo lab test`: the host's tests, the core's instructions, a minute of each fuzz target, then the scenarios on emulated machines, two at a
 //! time.
 
 use std::collections::VecDeque;
@@ -11,6 +11,7 @@ use anyhow::{Result, anyhow, bail};
 
 use crate::cuts::{TRIALS, Trial};
 use crate::fuzz::{self, Effort};
+use crate::instructions::{self, Outcome};
 use crate::machine::Machine;
 use crate::progress::{Progress, Step};
 use crate::scenarios::{self, BOOTS, Boot, Lane, Story, World};
@@ -45,6 +46,7 @@ pub(crate) fn run(progress: &Progress, filter: Option<&str>, all: bool) -> Resul
     let filter = filter.unwrap_or_default();
     let tally = Mutex::new(Tally::default());
     host_tests(progress, filter, &tally)?;
+    counted(progress, filter, &tally)?;
     fuzzed(progress, filter, &tally)?;
     let jobs = select(filter, all);
     if !jobs.is_empty() {
@@ -92,6 +94,7 @@ fn host_tests(progress: &Progress, filter: &str, tally: &Mutex<Tally>) -> Result
     let step = progress.task("host");
     let packages = [
         &["--package", "platter", "--features", "sim,stat"][..],
+        &["--package", "platter-bench"],
         &["--package", "platter-frontend"],
         &["--package", "platter-fuzz"],
         &["--package", "platter-lab"],
@@ -115,6 +118,24 @@ fn host_tests(progress: &Progress, filter: &str, tally: &Mutex<Tally>) -> Result
         add(tally, passed, failed)?;
     }
     Ok(())
+}
+
+/// Holds the core's instructions to those that are recorded, if `bench/requests` contains the filter.
+fn counted(progress: &Progress, filter: &str, tally: &Mutex<Tally>) -> Result<()> {
+    const NAME: &str = "bench/requests";
+    if !NAME.contains(filter) {
+        return Ok(());
+    }
+    match instructions::count(progress)? {
+        Outcome::Kept(figures) => {
+            progress.say(&format!("ok     {NAME} ({figures} figures as recorded, or lower)"));
+            add(tally, 1, Vec::new())
+        }
+        Outcome::Failed(why) => {
+            progress.say(&format!("FAILED {NAME}\n{why}"));
+            add(tally, 0, vec![NAME.to_owned()])
+        }
+    }
 }
 
 /// Fuzzes the targets whose `fuzz/target` contains the filter.

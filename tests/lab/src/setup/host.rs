@@ -32,12 +32,26 @@ const NEEDED: [(&str, &str, &str); 5] = [
 /// The same of what libFuzzer is compiled with.
 const COMPILER: (&str, &str, &str) = ("g++", "c++", "--version");
 
+/// And of what counts instructions.
+const VALGRIND: (&str, &str, &str) = ("valgrind", "valgrind", "--version");
+
 /// Installs a C++ compiler when there is none.
 ///
 /// # Errors
 /// As [`ensure`].
 pub(crate) fn ensure_compiler(step: &Step) -> Result<()> {
-    let (package, program, option) = COMPILER;
+    ensure_one(step, COMPILER)
+}
+
+/// Installs valgrind when it is missing.
+///
+/// # Errors
+/// As [`ensure`].
+pub(crate) fn ensure_valgrind(step: &Step) -> Result<()> {
+    ensure_one(step, VALGRIND)
+}
+
+fn ensure_one(step: &Step, (package, program, option): (&str, &str, &str)) -> Result<()> {
     if runs(program, option) {
         return Ok(());
     }

@@ -20,7 +20,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 pub(crate) use self::boot_disk::PARTITION as BOOT_PARTITION;
-pub(crate) use self::host::ensure_compiler;
+pub(crate) use self::host::{ensure_compiler, ensure_valgrind};
 use crate::progress::Progress;
 use crate::{paths, process};
 
