@@ -41,7 +41,7 @@ const DEVS: u32 = 4;
 pub(crate) fn happen(state: &mut State, cue: Cue) {
     let happened = begin(state, cue.event, &mut Rng::new(cue.pick));
     journal::set_now(state.machine.now);
-    note(format_args!("{:?}: {}", cue.event, happened.as_deref().unwrap_or("passes")));
+    note(format_args!("{:?}: {}", cue.event, happened.as_deref().unwrap_or("finds nobody")));
 }
 
 fn begin(state: &mut State, event: Event, rng: &mut Rng) -> Option<String> {

@@ -44,7 +44,8 @@ use crate::progress::Progress;
 
 /// An emulated Xen machine: a real Xen 4.17 with a Linux control domain in QEMU, with platter owning its NVMe disk.
 ///
-/// Needs Debian 12 on x86-64, no virtualisation, and about 1.4 GB of disk. Everything it makes is in target/.
+/// Needs Debian 12 on x86-64, no virtualisation, and about 1.4 GB of disk, 4 GB with everything that looks for mistakes.
+/// Everything it makes is in target/.
 #[derive(Parser)]
 #[command(name = "cargo lab", bin_name = "cargo lab", version)]
 struct Arguments {
@@ -70,7 +71,8 @@ enum Action {
     ///
     /// Does all set-up, builds the image, boots Xen, shows platter's console as it happens, and ends with a table.
     Demo,
-    /// Run all tests: the host's, each fuzz target for a minute, then the scenarios on emulated machines, two at a time.
+    /// Run all tests: the host's, the core's instruction counts, each fuzz target for a minute, then the scenarios on
+    /// emulated machines, two at a time.
     ///
     /// Ends with `N passed, N failed`, and exits with 1 when something failed. Each run's logs are in
     /// target/lab/runs, whose folder a failure names.
@@ -97,7 +99,7 @@ enum Action {
     /// fails what happened last and the command that replays it. Exits with 1 when one fails.
     Sim {
         /// How many seeds, from 0 on.
-        #[arg(long, default_value_t = 5000, value_name = "N")]
+        #[arg(long, default_value_t = 5000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         seeds: u64,
         /// This seed alone, with all that happens in its world.
         #[arg(long, value_name = "S", conflicts_with = "seeds")]
@@ -131,10 +133,10 @@ enum Action {
         /// Only this target; then in two processes that share what they find.
         target: Option<String>,
         /// How long each target is fuzzed.
-        #[arg(long, value_name = "N", default_value_t = 60)]
+        #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
         /// How many inputs are tried instead, however long that takes.
-        #[arg(long, value_name = "N", conflicts_with = "seconds")]
+        #[arg(long, value_name = "N", conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..))]
         runs: Option<u64>,
         /// Run the target on this one input, and show what it says.
         #[arg(long, value_name = "FILE", requires = "target", conflicts_with_all = ["seconds", "runs"])]
@@ -144,8 +146,9 @@ enum Action {
     ///
     /// Boots a machine of two processors, one of them the attacker's alone, and prints a table: the guest's requests a
     /// second and the time within which 99 of 100 are answered, alone, beside a guest that only uses its processor, beside
-    /// one that only reads, and beside each attack of tests/frontend. Some fifteen minutes. Exits with 1 when the guest
-    /// reads what it has not written or a block changed that nobody may write; the figures are no verdict.
+    /// one that only reads, and beside each attack of tests/frontend. Some fifteen minutes, in which the host must have nothing
+    /// else to do: the reference is measured again at the end, and it is said when the two differ. Exits with 1 when the
+    /// guest reads what it has not written or a block changed that nobody may write; the figures are no verdict.
     Attacks {
         /// Only attacks whose name contains this.
         filter: Option<String>,

@@ -200,8 +200,19 @@ fn measure_all(world: &World, filter: &str) -> Result<Vec<Vec<String>>> {
         let (acts, measure) = beside(&field, name)?;
         rows.push(row(name, Some(acts), &measure, references));
     }
+    let (acts, again) = beside(&field, NEIGHBOURS[0])?;
+    rows.push(row("the first of these again", Some(acts), &again, references));
+    if !are_steady(&[alone.p99, references[0], again.p99]) {
+        world.say("the host was busy with something else: without any attack the figures differ as much as beside one");
+    }
     field.check()?;
     Ok(rows)
+}
+
+/// Whether figures that should be alike are: the largest is no more than half as large again as the least.
+fn are_steady(figures: &[Duration]) -> bool {
+    let (least, most) = (figures.iter().min(), figures.iter().max());
+    least.zip(most).is_none_or(|(least, most)| *most <= *least * 3 / 2)
 }
 
 /// Has a domain's processors be one of the machine's.
@@ -254,4 +265,16 @@ fn row(name: &str, acts: Option<u64>, measure: &Measure, [computing, reading]: [
         if measure.p99 <= computing * 2 { "yes" } else { "no" }.to_owned(),
         format!("{:.2}", p99 / reading.as_secs_f64()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_of_a_busy_host_are_told_apart() {
+        let ms = Duration::from_millis;
+        assert!(are_steady(&[ms(20), ms(30), ms(22)]));
+        assert!(!are_steady(&[ms(177), ms(10), ms(11)]));
+    }
 }

@@ -64,8 +64,13 @@ pub(crate) struct Arguments {
 /// The machine or the image cannot be made, the recording cannot be used, or the user interrupts.
 pub(crate) fn run(progress: &Progress, arguments: &Arguments) -> Result<bool> {
     let Arguments { states, seed, power_cuts, .. } = *arguments;
+    ensure!(
+        states > 0 || arguments.state.is_some() || (power_cuts > 0 && !arguments.replay),
+        "nothing to check: 0 states"
+    );
     let step = progress.task("cuts");
     if arguments.replay {
+        ensure!(recording().exists(), "there is no recording yet: `cargo lab cuts` makes one");
         let choice = arguments.state.map_or(Choice::Many(states), Choice::One);
         return Ok(verdict(&step, seed, choice)? == 0);
     }
