@@ -1,6 +1,8 @@
 //! The simulated world as the core's `hal`: each hypercall with Xen's checks. What Xen would
 //! refuse, or crash the domain for, is a violation.
 
+use core::cell::RefCell;
+
 use super::grants::{BAD_GNTREF, NO_SPACE};
 use super::machine::{DRIVER, Machine, Violation};
 use super::memory::{bus, mfn};
@@ -14,6 +16,11 @@ use crate::units::{BusAddr, DomId, GrantRef, Instant, PAGE_SIZE, Pirq, Port};
 
 const MAP: &str = "GNTTABOP_map_grant_ref";
 const COPY: &str = "GNTTABOP_copy";
+
+thread_local! {
+    /// Pages for the image alone that nobody has: they are never freed, so the next who wants one takes it.
+    static PRIVATE: RefCell<Vec<PrivatePage>> = const { RefCell::new(Vec::new()) };
+}
 
 fn failed(op: &'static str) -> impl FnOnce(i64) -> HypervisorError {
     move |code| HypervisorError { op, code }
@@ -164,13 +171,12 @@ impl Memory for World {
     fn take_private(&mut self) -> Option<PrivatePage> {
         let mut state = self.state();
         state.free_pages = state.free_pages.checked_sub(1)?;
-        Some(state.private.pop().unwrap_or_else(PrivatePage::leaked))
+        Some(PRIVATE.with_borrow_mut(Vec::pop).unwrap_or_else(PrivatePage::leaked))
     }
 
     fn return_private(&mut self, page: PrivatePage) {
-        let mut state = self.state();
-        state.free_pages += 1;
-        state.private.push(page);
+        self.state().free_pages += 1;
+        PRIVATE.with_borrow_mut(|pages| pages.push(page));
     }
 
     fn map_mmio(&mut self, bar: BusAddr, len: usize) -> Result<MmioRegion, HypervisorError> {

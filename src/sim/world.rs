@@ -18,7 +18,6 @@ use super::toolstack::{self, JobId, Toolstack};
 use super::xenstored::{self, Flavour, Xenstored};
 use crate::hal::MmioRegion;
 use crate::limits;
-use crate::mem::private::PrivatePage;
 use crate::mem::{SharedPage, hook};
 use crate::units::{BusAddr, DomId, Instant, Port};
 
@@ -73,8 +72,6 @@ pub struct State {
     spread_generation: u64,
     /// What the frontends have seen, and until when they do nothing if there is nothing new.
     calm: Option<((u64, u64), Option<Instant>)>,
-    /// Pages for the image alone that it gave back.
-    pub(super) private: Vec<PrivatePage>,
     /// One mapping of data, or copy, in so many fails, for no fault of the image; 0 for none.
     pub failing_maps: u32,
     /// The same of mappings of rings' pages.
@@ -135,7 +132,6 @@ impl State {
             free_pages: FREE_PAGES,
             spread_generation: 0,
             calm: None,
-            private: Vec::new(),
             failing_maps: 0,
             failing_rings: 0,
             slept_until: None,

@@ -3,6 +3,7 @@
 mod advisories;
 mod console;
 mod cycle;
+mod fairness;
 mod host;
 mod hostile;
 mod hotplug;
