@@ -62,6 +62,8 @@ pub(super) struct Io {
     /// Flushes of our own that are under way, by controller.
     flushes: [usize; limits::CONTROLLERS],
     read: OurRead,
+    /// A ring was seen to hold requests that nobody has looked at since.
+    has_news: bool,
 }
 
 /// Names the flushes before the end; no vbd has this place.
@@ -106,6 +108,7 @@ impl Io {
             closing: false,
             flushes: [0; limits::CONTROLLERS],
             read: OurRead::None,
+            has_news: false,
         }
     }
 
@@ -277,6 +280,7 @@ impl Io {
     fn admit(&mut self, hal: &mut impl Hal, now: Instant, vbds: &mut Vbds) -> bool {
         // Nobody is told of what comes into a ring that is not armed.
         self.called.add_all(&self.popped);
+        self.has_news = false;
         if self.called.is_empty() {
             return false;
         }
@@ -443,14 +447,18 @@ impl Io {
     pub(super) fn arm(&mut self, vbds: &mut Vbds) -> bool {
         self.turns = 0;
         for index in self.popped.take().from(0) {
-            if requests(vbds, index).is_some_and(Requests::arm) {
+            let Some(requests) = requests(vbds, index) else { continue };
+            // It was looked at in this turn, and there was no room.
+            let waits = requests.backlog();
+            if requests.arm() {
                 self.called.add(index);
+                self.has_news |= !waits;
             }
         }
-        // Calls must not keep the domain from its sleep when nothing is taken any more before the end, or when they
-        // wait for mappings, which requests in flight give back.
-        let may_wait_for_mappings = limits::MAPPINGS - self.held < limits::GRANT_BATCH;
-        !self.called.is_empty() && !self.closing && !may_wait_for_mappings
+        // Calls must not keep the domain from its sleep when nothing is taken any more before the end, or when all of
+        // them wait for mappings, which requests in flight give back.
+        let may_have_room = limits::MAPPINGS - self.held >= limits::GRANT_BATCH;
+        !self.called.is_empty() && !self.closing && (self.has_news || may_have_room)
     }
 }
 

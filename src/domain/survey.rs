@@ -161,6 +161,7 @@ impl Survey {
         volumes: &mut Volumes,
         io: &mut Io,
     ) {
+        self.has_found = true;
         log::warn!("{place}: {reason}: no partitions of it, or of the disks after it, are served");
         volumes.remove_partitions(place);
         volumes.set_unread(None);

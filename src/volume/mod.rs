@@ -16,6 +16,7 @@ use core::fmt;
 
 use crate::units::{Block, Discard, SECTOR_SIZE, Sector};
 use crate::wire::blkif::Reject;
+use crate::wire::nvme::identify::Identity;
 
 pub use table::{Disk, NameError, NoRoom, PartUuid, Partition, Unusable, Volumes};
 
@@ -68,6 +69,15 @@ pub struct Volume {
     first: Block,
     /// Its length; in sectors it fits a `u64`.
     blocks: Block,
+}
+
+/// What tells where a volume begins from everywhere else, also when its controller comes back under another number or
+/// another one takes that: the disk, and the first block on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mark {
+    identity: Identity,
+    nsid: u32,
+    first: Block,
 }
 
 impl Volume {

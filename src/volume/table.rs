@@ -6,7 +6,7 @@ use core::fmt;
 use heapless::{String, Vec};
 
 use super::names::{self, ById, Name};
-use super::{DiskIndex, Volume, VolumeName};
+use super::{DiskIndex, Mark, Volume, VolumeName};
 use crate::limits;
 use crate::wire::gpt::{Guid, Label};
 use crate::wire::nvme::identify::Identity;
@@ -198,6 +198,13 @@ impl Volumes {
     /// Every disk that was added, those that are gone too.
     pub fn disks(&self) -> impl Iterator<Item = &Disk> {
         self.disks.iter()
+    }
+
+    /// What tells a volume of a disk that was added from others.
+    #[must_use]
+    pub fn mark(&self, volume: &Volume) -> Option<Mark> {
+        let disk = self.disks.iter().find(|disk| disk.index == volume.disk)?;
+        Some(Mark { identity: disk.identity, nsid: disk.nsid, first: volume.first })
     }
 
     /// The partitions of a disk, and why one cannot be used, in the order of their table.

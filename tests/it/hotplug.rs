@@ -243,6 +243,77 @@ fn a_guest_that_opens_its_disk_again_has_it_when_the_controller_is_back() {
 }
 
 #[test]
+fn a_closed_device_is_not_given_another_disk_of_the_same_name() {
+    for seed in 0..4 {
+        let mut world = world(seed);
+        let namespaces = [Shape { id: 1, blocks: SECTORS, block_shift: 9, metadata: 0 }].into();
+        let another = Settings { namespaces, serial: "OTHER".into(), ..Settings::new(7) };
+        world.state().lent.plug_nvme(another);
+        let (_, guest) = attach(&world, 5, "/dev/nvme0n1", Load::new(0, 2000, 50));
+        let mut whose_it_is = None;
+        run(&mut world, |world, act| {
+            let state = &mut *world.state();
+            match act {
+                0 => {
+                    state.frontends[guest].close(state.machine.now, true);
+                    pci_detach(state, 0, Manner::Announced);
+                }
+                1 => pci_attach(state, 1),
+                2 => {
+                    state.create_guest(DomId(6));
+                    let job = state.toolstack.attach(&mut state.machine, &disk(6, "/dev/nvme0n1"));
+                    whose_it_is = Some(job);
+                }
+                _ => return DONE,
+            }
+            true
+        });
+        assert_eq!(world.state().frontends[guest].stage(), Stage::Waiting, "seed {seed}");
+        assert_outcome(&world, whose_it_is.expect("it was attached"), Outcome::Done);
+        assert_eq!(reason(&world, 5), "nvme0n1 is another disk than before; detach this device");
+    }
+}
+
+#[test]
+fn a_closed_device_is_offered_again_though_a_table_beside_its_disk_takes_too_long() {
+    let mut world = world(0);
+    world.state().lent.partition(0, 1, &Gpt::equal(512, SECTORS, 4));
+    let (_, guest) = attach(&world, 5, "/dev/nvme0n1", Load::new(0, 2000, 50));
+    run_with(&mut world, "opaque=nvme0n1", |world, act| {
+        let state = &mut *world.state();
+        match act {
+            0 => {
+                state.frontends[guest].close(state.machine.now, true);
+                pci_detach(state, 0, Manner::Announced);
+            }
+            1 => {
+                pci_attach(state, 0);
+                let before = state.lent.controller(0).reads(1).len();
+                wait_for_a_read(state, before);
+            }
+            _ => {
+                assert_eq!(state.frontends[guest].stage(), Stage::Connected);
+                return DONE;
+            }
+        }
+        true
+    });
+}
+
+/// The controller takes very long from the next read of its second disk on, which is one of its table.
+fn wait_for_a_read(state: &mut State, before: usize) {
+    if state.lent.controller(0).reads(1).len() > before {
+        state.lent.controller(0).slow_down(Duration::from_secs(20)..Duration::from_secs(21));
+        let later = state.machine.now + Duration::from_secs(100);
+        let fast = Duration::from_micros(5)..Duration::from_micros(50);
+        state.at(later, move |state| state.lent.controller(0).slow_down(fast));
+    } else {
+        let next = state.machine.now + Duration::from_micros(1);
+        state.at(next, move |state| wait_for_a_read(state, before));
+    }
+}
+
+#[test]
 fn a_controller_can_come_and_go_for_ever() {
     const ROUNDS: usize = 50;
     let mut world = partitioned(1, 4);

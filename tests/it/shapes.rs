@@ -16,7 +16,7 @@ use platter::sim::requests::Load;
 use platter::sim::world::{State, World};
 use platter::units::{DomId, GrantRef, PAGE_SIZE};
 
-use crate::host::{DEV, SECTORS, attach, partitioned, run, world};
+use crate::host::{DEV, SECTORS, add_nvme, attach, partitioned, run, world};
 use crate::rogue::Rogue;
 
 /// When a frontend may show its ring, and when it is connected for sure.
@@ -167,23 +167,32 @@ fn mappings_of_requests_that_ended_are_there_for_others() {
 /// Guests whose largest requests take all mappings, and one more.
 const CROWD: u16 = (limits::MAPPINGS / (limits::INDIRECT_SLOTS * SEGMENTS as usize)) as u16 + 1;
 
-#[test]
-fn whoever_waits_for_mappings_of_a_slow_disk_does_not_keep_the_domain_awake() {
-    let mut world = partitioned(1, CROWD.into());
+/// So many guests at a slow disk whose largest requests take all mappings there are but `left`, if they can.
+fn crowd(seed: u64, guests: u16, left: u16) -> (World, Vec<Rogue>) {
+    let world = partitioned(seed, guests.into());
+    add_nvme(&world, seed + 1000);
     world.state().free_pages = usize::from(CROWD) * limits::LATECOMERS;
-    let rogues: Vec<Rogue> =
-        (0..CROWD).map(|n| Rogue::attach(&world, 5 + n, &format!("/dev/nvme0n1p{}", n + 1)).1).collect();
-    for rogue in &rogues {
+    let attach = |n| Rogue::attach(&world, 5 + n, &format!("/dev/nvme0n1p{}", n + 1)).1;
+    let rogues: Vec<Rogue> = (0..guests).map(attach).collect();
+    for (n, rogue) in rogues.iter().enumerate() {
         let table = segments(&world, *rogue, 0, 7);
+        let last = if n + 1 == rogues.len() { SEGMENTS - left } else { SEGMENTS };
         rogue.later(&world, OFFER, |rogue, state| rogue.offer(&mut state.machine));
-        rogue.later(&world, 2 * CONNECTED, move |rogue, state| {
+        rogue.later(&world, 4 * CONNECTED, move |rogue, state| {
             state.lent.controller(0).slow_down(19 * SLOW..20 * SLOW);
-            let read = entry(READ, 0, Body::Indirect(SEGMENTS, &[table; 8]));
-            (0..16).for_each(|place| rogue.put_entry(place, &read));
+            let read = |pages| entry(READ, 0, Body::Indirect(pages, &[table; 8]));
+            (0..15).for_each(|place| rogue.put_entry(place, &read(SEGMENTS)));
+            rogue.put_entry(15, &read(last));
             rogue.claim(&mut state.machine, 16);
         });
     }
-    rogues[0].later(&world, 2 * CONNECTED + 18 * SLOW, |_, state| {
+    (world, rogues)
+}
+
+#[test]
+fn whoever_waits_for_mappings_of_a_slow_disk_does_not_keep_the_domain_awake() {
+    let (mut world, rogues) = crowd(1, CROWD, 0);
+    rogues[0].later(&world, 4 * CONNECTED + 18 * SLOW, |_, state| {
         let guests = (0..CROWD).map(|n| state.machine.grants.mapped_from(DomId(5 + n)));
         let mapped: usize = guests.sum();
         assert!(mapped >= limits::MAPPINGS, "{mapped} are not all");
@@ -191,6 +200,20 @@ fn whoever_waits_for_mappings_of_a_slow_disk_does_not_keep_the_domain_awake() {
     // Turns without sleep are a violation when they do not end.
     run(&mut world, |_, _| false);
     assert!(rogues.iter().all(|rogue| (rogue.answers(), rogue.answer(15).1) == (16, 0)));
+}
+
+#[test]
+fn a_guest_on_another_disk_is_heard_while_few_mappings_are_left() {
+    for (seed, left) in [(0, 200), (1, 200), (1, SEGMENTS)] {
+        let (mut world, rogues) = crowd(seed, CROWD - 1, left);
+        let patience = Duration::from_millis(500);
+        let load = Load { depth: 1, plain: true, patience, ..Load::new(0, SECTORS, 0) };
+        let (_, calm) = attach(&world, 60, "/dev/nvme1n1", load);
+        let all_is_taken = 4 * CONNECTED + 2 * SLOW;
+        rogues[0].later(&world, all_is_taken, move |_, state| state.frontends[calm].do_more(5_000));
+        run(&mut world, |_, _| false);
+        assert_eq!(world.state().frontends[calm].answered(), (5_000, 0));
+    }
 }
 
 /// A guest that wants more given up than its disk, which gives up little with each command, can do in an hour.
@@ -239,6 +262,35 @@ fn of_a_guest_that_goes_away_a_slow_disk_does_only_what_it_has() {
         rogue.later(&world, CONNECTED + 2 * SLOW, move |rogue, state| {
             let left = state.machine.grants.mapped_from(rogue.guest);
             assert_eq!(left, if is_gone { 0 } else { 1 + usize::from(SEGMENTS) });
+        });
+        run(&mut world, |_, _| false);
+    }
+}
+
+#[test]
+fn nothing_more_is_done_for_a_guest_that_closes_or_starts_again_and_then_goes_away() {
+    let first: [Fate; 4] = [
+        |_, _| (),
+        |rogue, state| rogue.say(&mut state.machine, "state", 5),
+        |rogue, state| rogue.say(&mut state.machine, "state", 1),
+        // Its device closes for what its ring claims.
+        |rogue, state| rogue.claim(&mut state.machine, 77),
+    ];
+    for fate in first {
+        let mut world = world(1);
+        let (_, rogue) = Rogue::attach(&world, 5, "/dev/nvme0n1");
+        let table = segments(&world, rogue, 1, 1);
+        rogue.later(&world, OFFER, |rogue, state| rogue.offer(&mut state.machine));
+        rogue.later(&world, CONNECTED, move |rogue, state| {
+            state.lent.controller(0).slow_down(SLOW..SLOW + Duration::from_micros(1));
+            let read = entry(READ, 0, Body::Indirect(SEGMENTS, &[table; 8]));
+            (0..16).for_each(|place| rogue.put_entry(place, &read));
+            rogue.claim(&mut state.machine, 16);
+        });
+        rogue.later(&world, CONNECTED + SLOW / 4, fate);
+        rogue.later(&world, CONNECTED + SLOW / 2, |rogue, state| _ = state.destroy(rogue.guest));
+        rogue.later(&world, CONNECTED + 3 * SLOW, move |rogue, state| {
+            assert_eq!(state.machine.grants.mapped_from(rogue.guest), 0);
         });
         run(&mut world, |_, _| false);
     }

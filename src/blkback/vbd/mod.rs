@@ -33,7 +33,7 @@ use super::requests::Requests;
 use super::reserve::{Reserve, Share};
 use crate::hal::Hal;
 use crate::units::{Instant, Port};
-use crate::volume::{Volume, VolumeName, Volumes};
+use crate::volume::{Mark, Volume, VolumeName, Volumes};
 use crate::wire::ring::FrontendFault;
 use crate::wire::xenbus::{self, Answer, Job, StoreError, Value, XenbusState};
 
@@ -177,6 +177,8 @@ pub struct Vbd {
     /// Our state node, as last read or written.
     shown: XenbusState,
     served: Option<Served>,
+    /// Which volume it was served from since the toolstack made the device: no other is to take its place.
+    mark: Option<Mark>,
     connection: Option<Connection>,
     /// Counts the changes of the connection's rings.
     changes: u32,
@@ -218,6 +220,7 @@ impl Vbd {
             state: State::Found,
             shown: XenbusState::Unknown,
             served: None,
+            mark: None,
             connection: None,
             changes: 0,
             known: None,
@@ -532,6 +535,14 @@ impl Vbd {
                 Look::Nothing | Look::Theirs => None,
                 Look::Ours => Some(Errand::LookOurs),
             },
+            // Whoever goes away meanwhile waits for no answers.
+            State::Draining { then: Then::Close | Then::Offer } if self.connection.is_some() => {
+                match self.look {
+                    Look::Nothing => None,
+                    Look::Ours => Some(Errand::LookOurs),
+                    Look::Theirs => Some(Errand::LookTheirs),
+                }
+            }
             State::Draining { .. } | State::Finished => None,
         }
     }

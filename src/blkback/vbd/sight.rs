@@ -33,6 +33,8 @@ enum Refusal<'a> {
     Name(NameError<'a>),
     /// The volume of that name shares blocks with what another device has.
     InUse(VolumeName, Hold),
+    /// The volume of that name is not the one that the device was served from.
+    Another(VolumeName),
     Short(Shortage),
     Nodes,
     Watches,
@@ -51,6 +53,7 @@ impl fmt::Display for Refusal<'_> {
                 let Hold { id, name: theirs, .. } = by;
                 write!(f, "{name} is in use for {purpose} by guest {} (vbd {id} {theirs})", id.guest)
             }
+            Self::Another(name) => write!(f, "{name} is another disk than before; detach this device"),
             Self::Short(shortage) => shortage.fmt(f),
             Self::Nodes => quota(f, "nodes", "quota-maxentity"),
             Self::Watches => quota(f, "watches", "quota-maxwatch"),
@@ -146,6 +149,7 @@ impl Vbd {
                 Theirs::Ready(Ok(terms)) if self.known != Some(terms) => self.state = State::Found,
                 Theirs::Ready(_) | Theirs::Other | Theirs::Closing | Theirs::Closed | Theirs::Gone => {}
             },
+            State::Draining { .. } if theirs == Theirs::Gone => self.abandon(),
             State::Found
             | State::Doing(_)
             | State::Dwelling { .. }
@@ -275,13 +279,17 @@ impl Vbd {
             }
             XenbusState::Initialising | XenbusState::InitWait | XenbusState::Closed => {
                 if ours.state == XenbusState::Initialising {
-                    self.offered = None;
+                    (self.offered, self.mark) = (None, None);
                     self.reserve.count_anew(now);
                 }
                 self.shown = ours.state;
                 self.served = None;
                 let barred = if self.barred { Err(Refusal::Full) } else { Ok(()) };
                 let found = barred.and_then(|()| resolve(self.id, &ours.wish, volumes, others.clone()));
+                let found = found.and_then(|(name, volume)| {
+                    let is_same = self.mark.is_none() || self.mark == volumes.mark(&volume);
+                    if is_same { Ok((name, volume)) } else { Err(Refusal::Another(name)) }
+                });
                 let shares = others.map(|other| other.share);
                 let reserved = |(name, volume)| {
                     let (guest, discards) = (self.id.guest, ours.wish.discards(&volume).is_some());
@@ -293,6 +301,7 @@ impl Vbd {
                     Ok((name, volume)) => {
                         // It may have been refused before, and looked at again since.
                         (self.complaint, self.complaint_waits) = (None, false);
+                        self.mark = volumes.mark(&volume);
                         self.served = Some(Served { name, volume, wish: ours.wish });
                         let task = if self.watching { Task::Offer } else { Task::Subscribe };
                         self.state = State::Doing(task);
