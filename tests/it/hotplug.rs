@@ -218,6 +218,12 @@ fn a_guest_reattaches_and_finds_what_it_wrote() {
     }
 }
 
+/// A guest opens its disk again just when the first controller is detached.
+fn reopen_without_disk(state: &mut State, frontend: usize) {
+    state.frontends[frontend].close(state.machine.now, true);
+    pci_detach(state, 0, Manner::Announced);
+}
+
 #[test]
 fn a_guest_that_opens_its_disk_again_has_it_when_the_controller_is_back() {
     for seed in 0..6 {
@@ -226,10 +232,7 @@ fn a_guest_that_opens_its_disk_again_has_it_when_the_controller_is_back() {
         run(&mut world, |world, act| {
             let state = &mut *world.state();
             match act {
-                0 => {
-                    state.frontends[guest].close(state.machine.now, true);
-                    pci_detach(state, 0, Manner::Announced);
-                }
+                0 => reopen_without_disk(state, guest),
                 1 => {
                     assert_eq!(state.frontends[guest].stage(), Stage::Waiting, "seed {seed}");
                     pci_attach(state, 0);
@@ -254,10 +257,7 @@ fn a_closed_device_is_not_given_another_disk_of_the_same_name() {
         run(&mut world, |world, act| {
             let state = &mut *world.state();
             match act {
-                0 => {
-                    state.frontends[guest].close(state.machine.now, true);
-                    pci_detach(state, 0, Manner::Announced);
-                }
+                0 => reopen_without_disk(state, guest),
                 1 => pci_attach(state, 1),
                 2 => {
                     state.create_guest(DomId(6));
@@ -282,10 +282,7 @@ fn a_closed_device_is_offered_again_though_a_table_beside_its_disk_takes_too_lon
     run_with(&mut world, "opaque=nvme0n1", |world, act| {
         let state = &mut *world.state();
         match act {
-            0 => {
-                state.frontends[guest].close(state.machine.now, true);
-                pci_detach(state, 0, Manner::Announced);
-            }
+            0 => reopen_without_disk(state, guest),
             1 => {
                 pci_attach(state, 0);
                 let before = state.lent.controller(0).reads(1).len();

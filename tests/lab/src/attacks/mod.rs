@@ -202,8 +202,9 @@ fn measure_all(world: &World, filter: &str) -> Result<Vec<Vec<String>>> {
     }
     let (acts, again) = beside(&field, NEIGHBOURS[0])?;
     rows.push(row("the first of these again", Some(acts), &again, references));
-    if !are_steady(&[alone.p99, references[0], again.p99]) {
-        world.say("the host was busy with something else: without any attack the figures differ as much as beside one");
+    // Alone he has more of the host, and may only be faster.
+    if !are_steady(&[alone.p99.max(references[0]), references[0], again.p99]) {
+        world.say("the host was busy with something else: figures that should be alike are not, and the others mean nothing");
     }
     field.check()?;
     Ok(rows)
