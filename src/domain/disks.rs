@@ -3,22 +3,23 @@
 
 use core::ops::{Deref, DerefMut};
 
+use heapless::Vec;
+
 use crate::drivers::Disk;
 use crate::limits;
 
-/// The disks.
-pub(super) struct Disks {
-    places: [Option<Disk>; limits::CONTROLLERS],
-    end: usize,
-}
+/// The disks. Empty, they are all zeros, and take nothing of the image's file.
+pub(super) struct Disks(Vec<Option<Disk>, { limits::CONTROLLERS }>);
 
 impl Disks {
-    pub(super) const NONE: Self = Self { places: [const { None }; limits::CONTROLLERS], end: 0 };
+    pub(super) const NONE: Self = Self(Vec::new());
 
     /// The disks of the controller with this number, which is new.
     pub(super) fn put(&mut self, number: usize, disk: Disk) {
-        self.places[number] = Some(disk);
-        self.end = self.end.max(number + 1);
+        while self.0.len() <= number {
+            self.0.push(None).ok().expect("a controller's number is below their limit");
+        }
+        self.0[number] = Some(disk);
     }
 }
 
@@ -26,12 +27,12 @@ impl Deref for Disks {
     type Target = [Option<Disk>];
 
     fn deref(&self) -> &[Option<Disk>] {
-        &self.places[..self.end]
+        &self.0
     }
 }
 
 impl DerefMut for Disks {
     fn deref_mut(&mut self) -> &mut [Option<Disk>] {
-        &mut self.places[..self.end]
+        &mut self.0
     }
 }

@@ -1,5 +1,6 @@
 //! Attaching and detaching, as an administrator sees it.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -8,9 +9,15 @@ use super::{A_MOMENT, World, XVDB};
 use crate::image::UNIT;
 use crate::machine::NAME;
 use crate::oracle::Expected;
+use crate::paths;
 
-/// Booted by its own configuration, platter says on its console what it has, then that it serves.
+/// Bytes of the stripped image at most: tables that are not all zeros at first would be in the file.
+const IMAGE_LIMIT: u64 = 512 << 10;
+
+/// Small, and booted by its own configuration, platter says on its console what it has, then that it serves.
 pub(super) fn boots_and_says_ready(world: &World) -> Result<()> {
+    let size = fs::metadata(paths::image().join(NAME))?.len();
+    ensure!(size < IMAGE_LIMIT, "the image has {size} bytes, more than {IMAGE_LIMIT}");
     world.step("platter boots and says what it has");
     let platter = world.platter()?;
     let version = concat!("platter ", env!("CARGO_PKG_VERSION"), " on Xen 4.17");
