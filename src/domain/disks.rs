@@ -17,7 +17,7 @@ impl Disks {
     /// The disks of the controller with this number, which is new.
     pub(super) fn put(&mut self, number: usize, disk: Disk) {
         while self.0.len() <= number {
-            self.0.push(None).ok().expect("a controller's number is below their limit");
+            self.0.push(None).expect("a controller's number is below their limit");
         }
         self.0[number] = Some(disk);
     }

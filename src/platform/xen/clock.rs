@@ -10,7 +10,7 @@ const TIME: usize = 32;
 
 /// The time now.
 pub(super) fn now(shared_info: &SharedPage) -> Instant {
-    // SAFETY: the instruction is there and, with the default `tsc_mode`, not trapped.
+    // SAFETY: the instruction is there; where `tsc_mode` has it trapped, Xen does it for us.
     let tsc = unsafe { _rdtsc() };
     at(shared_info, tsc)
 }

@@ -143,10 +143,12 @@ pub(crate) fn once_over(guest: &Linux, device: &str, mix: &str, size: u32) -> Re
     run(guest, device, &job, Duration::from_secs(300))
 }
 
-/// What a victim's job came to.
+/// What a job came to whose requests are timed.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Measure {
     pub(crate) outcome: Outcome,
+    /// How long a request took.
+    pub(crate) mean: Duration,
     /// Of 100 requests, 99 were answered within this time.
     pub(crate) p99: Duration,
 }
@@ -159,10 +161,16 @@ pub(crate) fn verified_for(
     seconds: u32,
 ) -> Result<Measure> {
     let job = format!(
-        "--rw=randwrite --bs=4k --iodepth=4 --offset={offset}m --size={size}m --time_based --runtime={seconds} \
-         --verify=crc32c --verify_backlog=32 --verify_fatal=1 --unified_rw_reporting=1"
+        "--rw=randwrite --bs=4k --iodepth=4 --offset={offset}m --size={size}m --verify=crc32c \
+         --verify_backlog=32 --verify_fatal=1"
     );
-    let report = report(guest, device, &job, "", Duration::from_secs(u64::from(seconds) + 120))?;
+    timed(guest, device, &job, seconds)
+}
+
+/// A job of these options for some seconds, whose requests are timed.
+pub(crate) fn timed(guest: &Linux, device: &str, job: &str, seconds: u32) -> Result<Measure> {
+    let more = format!("--time_based --runtime={seconds} --unified_rw_reporting=1");
+    let report = report(guest, device, job, &more, Duration::from_secs(u64::from(seconds) + 120))?;
     parse_measure(&report)
 }
 
@@ -210,7 +218,9 @@ fn parse_measure(report: &str) -> Result<Measure> {
     let job = first_job(report)?;
     let both = &job["mixed"];
     let p99 = number(&both["clat_ns"]["percentile"]["99.000000"], "99th percentile")?;
-    Ok(Measure { outcome: outcome(&job, &[both])?, p99: Duration::from_nanos(p99) })
+    let mean = both["clat_ns"]["mean"].as_f64().context("fio's report has no mean")?;
+    let [mean, p99] = [mean as u64, p99].map(Duration::from_nanos);
+    Ok(Measure { outcome: outcome(&job, &[both])?, mean, p99 })
 }
 
 fn outcome(job: &Value, directions: &[&Value]) -> Result<Outcome> {
@@ -243,9 +253,10 @@ mod tests {
     #[test]
     fn times_are_those_of_reads_and_writes_together() {
         let report = r#"{"jobs": [{"job_runtime": 2000, "error": 0, "mixed": {"total_ios": 400,
-            "io_bytes": 1638400, "clat_ns": {"percentile": {"95.000000": 1000, "99.000000": 2500000}}}}]}"#;
+            "io_bytes": 1638400, "clat_ns": {"mean": 900.5, "percentile": {"95.000000": 1000, "99.000000": 2500000}}}}]}"#;
         let measure = parse_measure(report).unwrap();
         assert_eq!((measure.p99, measure.outcome.requests), (Duration::from_micros(2500), 400));
+        assert_eq!(measure.mean, Duration::from_nanos(900));
         assert!(parse_measure(REPORT).is_err());
     }
 

@@ -2,12 +2,13 @@
 //!
 //! [`setup`] assembles the machine from Debian's packages, [`image`] builds what it boots, [`machine`] runs it.
 //! [`scenarios`] are the stories told on it, judged by [`oracle`] and [`flushes`]; [`conformance`] compares platter with other
-//! backends, [`attacks`] measures what a guest notices of those that attack, [`cuts`] looks at disks whose power was cut.
+//! backends, [`bench`] measures them side by side, [`attacks`] what a guest notices of those that attack, [`cuts`] looks at disks whose power was cut.
 //!
 //! Without a machine, [`sim`] runs the image in simulated worlds, [`mutants`] shows that the host's tests find mistakes,
 //! [`fuzz`] runs the targets of tests/fuzz, and [`count`] says how much code there is.
 
 mod attacks;
+mod bench;
 mod conformance;
 mod count;
 mod cuts;
@@ -153,6 +154,19 @@ enum Action {
         /// Only attacks whose name contains this.
         filter: Option<String>,
     },
+    /// Measure platter beside what it replaces: a Linux driver domain, dom0's xen-blkback, QEMU's qdisk.
+    ///
+    /// Boots a machine of two processors, one for all guests and one for all who serve, where each backend has a controller of its
+    /// own, and has one guest and then four do the same fio jobs on each, in rounds that take turns until they are alike. Prints tables, and
+    /// writes target/bench/report.html, with plots, and report.json, with every round. Only ratios mean anything: the
+    /// machine is emulated, and the host must have nothing else to do. Takes an hour.
+    Bench {
+        /// Only jobs whose name contains this.
+        filter: Option<String>,
+        /// Fewer jobs, one guest, no grants that are mapped for each request: five minutes.
+        #[arg(long)]
+        quick: bool,
+    },
     /// Work at dom0's console with platter running.
     ///
     /// Two namespaces are ready to be attached, and two Linux guests to boot: `xl create /share/alice.cfg` and
@@ -252,6 +266,7 @@ fn run(command: Action, progress: &Progress) -> Result<ExitCode> {
             }
         }
         Action::Attacks { filter } => attacks::run(progress, filter.as_deref())?,
+        Action::Bench { filter, quick } => bench::run(progress, quick, filter.as_deref())?,
         Action::Shell { xenstore } => shell::run(progress, xenstore.into())?,
     }
     Ok(ExitCode::SUCCESS)

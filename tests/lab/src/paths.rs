@@ -59,3 +59,8 @@ pub(crate) fn mutants() -> PathBuf {
 pub(crate) fn cuts() -> PathBuf {
     target().join("lab/cuts")
 }
+
+/// What `cargo lab bench` measured last.
+pub(crate) fn bench() -> PathBuf {
+    target().join("bench")
+}

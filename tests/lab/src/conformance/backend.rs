@@ -65,13 +65,12 @@ impl Backend {
                 linux.run(QUEUES).map(drop)
             }
             Self::ControlDomain => {
-                keep_disk(machine)?;
+                machine.keep(&Controller::LINUX)?;
                 machine.dom0(QUEUES).map(drop)
             }
             Self::Qdisk => {
-                keep_disk(machine)?;
-                // Files that are there already are left alone, and that is said.
-                machine.dom0("cd / && cpio -id < /lab/qemu.cpio 2>/dev/null").map(drop)
+                machine.keep(&Controller::LINUX)?;
+                machine.unpack_qemu()
             }
         }
     }
@@ -106,16 +105,4 @@ impl Backend {
             Self::Platter | Self::ControlDomain | Self::Qdisk => Ok(()),
         }
     }
-}
-
-/// dom0 takes the second controller back from passthrough and drives it itself.
-fn keep_disk(machine: &Machine) -> Result<()> {
-    let pci = Controller::LINUX.pci();
-    let modules = "while read -r module; do insmod $module; done < /modules/disk";
-    let device = "until [ -b /dev/nvme0n2 ]; do sleep 0.1; done";
-    machine
-        .dom0(&format!(
-            "if [ ! -b /dev/nvme0n1 ]; then xl pci-assignable-remove {pci} && {modules}; fi && {device}"
-        ))
-        .map(drop)
 }

@@ -235,6 +235,8 @@ pub(crate) fn offer_guest(machine: &Machine, name: &str) -> Result<()> {
     configure(machine, name, &options, manner.system.config(), manner)
 }
 
+/// Writes the guest's configuration. The TSC is as on a host whose processor says that it is invariant, which the emulated one
+/// does not: otherwise Xen would emulate every reading of it.
 fn configure(
     machine: &Machine,
     name: &str,
@@ -245,7 +247,7 @@ fn configure(
     let quoted: Vec<String> = manner.disks.iter().map(|disk| format!("\"{disk}\"")).collect();
     let Manner { vcpus, memory, on_crash, .. } = manner;
     let common = format!(
-        "type=\"pv\"\nvcpus={vcpus}\nmemory={memory}\non_crash=\"{on_crash}\"\ndisk=[{}]\n",
+        "type=\"pv\"\nvcpus={vcpus}\nmemory={memory}\ntsc_mode=\"native\"\non_crash=\"{on_crash}\"\ndisk=[{}]\n",
         quoted.join(",")
     );
     let path = machine.run().share().join(format!("{name}.cfg"));

@@ -72,6 +72,10 @@ impl Controller {
     pub(crate) const PLATTER: Self = Self { id: "nv0", serial: "PLATTER0", slot: 5 };
     /// The one the Linux driver domain gets.
     pub(crate) const LINUX: Self = Self { id: "nv1", serial: "LINUX0", slot: 6 };
+    /// One that dom0 keeps for itself.
+    pub(crate) const CONTROL: Self = Self { id: "nv2", serial: "CONTROL0", slot: 7 };
+    /// One whose disks nobody reads or writes.
+    pub(crate) const UNUSED: Self = Self { id: "nv3", serial: "UNUSED0", slot: 8 };
 
     /// As `xl` names it.
     pub(crate) fn pci(&self) -> String {
@@ -252,6 +256,29 @@ impl Machine {
 
     pub(crate) fn run(&self) -> &Run {
         &self.run
+    }
+
+    /// dom0 takes a controller back from passthrough, and drives it itself.
+    ///
+    /// # Errors
+    /// Its disks do not appear.
+    pub(crate) fn keep(&self, controller: &Controller) -> Result<()> {
+        let pci = controller.pci();
+        let modules = "while read -r module; do insmod $module; done < /modules/disk";
+        let device = "until [ -b /dev/nvme0n2 ]; do sleep 0.1; done";
+        self.dom0(&format!(
+            "if [ ! -b /dev/nvme0n1 ]; then xl pci-assignable-remove {pci} && {modules}; fi && {device}"
+        ))
+        .map(drop)
+    }
+
+    /// Gives dom0 a QEMU that serves disks.
+    ///
+    /// # Errors
+    /// It cannot be unpacked.
+    pub(crate) fn unpack_qemu(&self) -> Result<()> {
+        // Files that are there already are left alone, and that is said.
+        self.dom0("cd / && cpio -id < /lab/qemu.cpio 2>/dev/null").map(drop)
     }
 
     /// CPU time a domain has used, in nanoseconds.

@@ -17,6 +17,8 @@ pub(crate) const NAME: &str = "platter";
 /// What a test changes of the image's own configuration.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings<'s> {
+    /// The domain's name.
+    pub(crate) name: &'s str,
     /// What boots instead of the image in [`paths::image`].
     pub(crate) kernel: Option<&'s Path>,
     /// The controllers it owns.
@@ -34,7 +36,7 @@ impl Settings<'_> {
     pub(crate) fn usual() -> Self {
         let options = "log=info opaque=nvme0n1,nvme0n2";
         let controllers = &[Controller::PLATTER];
-        Self { kernel: None, controllers, options, memory: 16, on_crash: "preserve" }
+        Self { name: NAME, kernel: None, controllers, options, memory: 16, on_crash: "preserve" }
     }
 }
 
@@ -52,7 +54,7 @@ impl<'m> Platter<'m> {
     /// There is no image, or `xl` refuses it.
     pub(crate) fn create(machine: &'m Machine, settings: Settings) -> Result<Self> {
         let platter = Self::create_paused(machine, settings)?;
-        machine.dom0(&format!("xl unpause {NAME}"))?;
+        machine.dom0(&format!("xl unpause {}", platter.id))?;
         Ok(platter)
     }
 
@@ -61,17 +63,18 @@ impl<'m> Platter<'m> {
     /// # Errors
     /// As [`Self::create`].
     pub(crate) fn create_paused(machine: &'m Machine, settings: Settings) -> Result<Self> {
-        share_image(machine, settings.kernel)?;
+        let name = settings.name;
+        share_image(machine, name, settings.kernel)?;
         let pci: Vec<String> =
             settings.controllers.iter().map(|controller| format!("\"{}\"", controller.pci())).collect();
         machine.dom0(&format!(
-            "xl create -p /share/platter.cfg 'pci=[{}]' 'extra=\"{}\"' 'memory={}' 'on_crash=\"{}\"'",
+            "xl create -p /share/{name}.cfg 'name=\"{name}\"' 'pci=[{}]' 'extra=\"{}\"' 'memory={}' 'on_crash=\"{}\"'",
             pci.join(","),
             settings.options,
             settings.memory,
             settings.on_crash
         ))?;
-        let id = machine.dom0(&format!("xl domid {NAME}"))?.parse().context("xl domid printed no number")?;
+        let id = machine.dom0(&format!("xl domid {name}"))?.parse().context("xl domid printed no number")?;
         Ok(Self::of_domain(machine, id))
     }
 
@@ -135,16 +138,17 @@ impl<'m> Platter<'m> {
     }
 }
 
-/// Copies the image and its configuration to where dom0 sees them.
-fn share_image(machine: &Machine, kernel: Option<&Path>) -> Result<()> {
+/// Copies the image and its configuration to where dom0 sees them, under the domain's name.
+fn share_image(machine: &Machine, name: &str, kernel: Option<&Path>) -> Result<()> {
     let (image, share) = (paths::image(), machine.run().share());
     let missing = || format!("no image in {}: `cargo lab image` makes it", image.display());
     let kernel = kernel.map_or_else(|| image.join("platter"), Path::to_owned);
-    for (from, name) in [(kernel, "platter"), (image.join(STAT), STAT)] {
-        fs::copy(from, share.join(name)).with_context(missing)?;
+    for (from, to) in [(kernel, name), (image.join(STAT), STAT)] {
+        fs::copy(from, share.join(to)).with_context(missing)?;
     }
     let configuration = fs::read_to_string(image.join("platter.cfg")).with_context(missing)?;
-    fs::write(share.join("platter.cfg"), with_kernel(&configuration, "/share/platter"))?;
+    let configuration = with_kernel(&configuration, &format!("/share/{name}"));
+    fs::write(share.join(format!("{name}.cfg")), configuration)?;
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use super::{BLOCK_SIZE, Controller, Disk, Disks, Spec};
 use crate::{paths, process};
 
 /// No machine outlives this, even when the lab is killed.
-const LIFETIME_SECONDS: u32 = 3600;
+const LIFETIME_SECONDS: u32 = 3 * 3600;
 
 /// A running QEMU, ended on drop.
 pub(super) struct Qemu {

@@ -22,7 +22,7 @@ pub(super) const SCRIPTS: [&str; 5] = [AGENT, CONTROL_INIT, GUEST_INIT, BLOCK, D
 
 const XEN_BIN: &str = "usr/lib/xen-4.17/bin";
 
-const CONTROL_PROGRAMS: [&str; 16] = [
+const CONTROL_PROGRAMS: [&str; 18] = [
     "usr/lib/xen-4.17/bin/xl",
     "usr/lib/xen-4.17/bin/libxl-save-helper",
     "usr/lib/xen-4.17/bin/xenstored",
@@ -32,6 +32,8 @@ const CONTROL_PROGRAMS: [&str; 16] = [
     "usr/lib/xen-4.17/bin/xen-init-dom0",
     "usr/lib/xen-4.17/bin/xentop",
     "usr/lib/xen-4.17/bin/xenstore-control",
+    "usr/lib/xen-4.17/bin/xentrace",
+    "usr/bin/xenalyze",
     "usr/bin/xenstore-read",
     "usr/bin/xenstore-write",
     "usr/bin/xenstore-ls",
