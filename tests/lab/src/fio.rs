@@ -174,12 +174,6 @@ pub(crate) fn timed(guest: &Linux, device: &str, job: &str, seconds: u32) -> Res
     parse_measure(&report)
 }
 
-/// 4 KiB random reads at depth 32 for some seconds.
-pub(crate) fn random_reads(guest: &Linux, device: &str, seconds: u32) -> Result<Outcome> {
-    let job = format!("--rw=randread --bs=4k --iodepth=32 --time_based --runtime={seconds}");
-    run(guest, device, &job, Duration::from_secs(u64::from(seconds) + 120))
-}
-
 fn run(guest: &Linux, device: &str, job: &str, limit: Duration) -> Result<Outcome> {
     parse(&report(guest, device, job, "--clat_percentiles=0 --lat_percentiles=0", limit)?)
 }

@@ -9,20 +9,29 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
 
-use crate::cuts::{TRIALS, Trial};
 use crate::fuzz::{self, Effort};
 use crate::instructions::{self, Outcome};
 use crate::machine::Machine;
 use crate::progress::{Progress, Step};
 use crate::scenarios::{self, BOOTS, Boot, Lane, Story, World};
-use crate::{image, interrupt, paths, process, setup};
+use crate::{bench, cuts, image, interrupt, paths, process, setup};
 
 /// Two cores are enough for two machines with one emulated processor each.
 const MACHINES: usize = 2;
 /// How long each target is fuzzed: for as long as a change that breaks something easy to find needs to be noticed.
 const FUZZED: Effort = Effort::Seconds(60);
-/// What trials stand under, as stories do under their boot.
-const CUTS: &str = "cuts";
+/// Trials, by room.
+const TRIALS: [&[Trial]; 2] = [cuts::TRIALS, bench::TRIALS];
+
+/// A test that boots machines of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Trial {
+    /// With the name of its room before it.
+    pub(crate) name: &'static str,
+    /// Only with `--all`.
+    pub(crate) long: bool,
+    pub(crate) tell: fn(&Progress, &Step) -> Result<()>,
+}
 
 /// What passed and what did not.
 #[derive(Default)]
@@ -71,23 +80,24 @@ pub(crate) fn run(progress: &Progress, filter: Option<&str>, all: bool) -> Resul
 enum Job {
     /// Stories on one machine.
     Stories(Boot, Vec<Story>),
-    /// Power cuts, whose machines do not live long.
-    Cuts(Vec<Trial>),
+    /// Trials of one room, one after the other.
+    Trials(Vec<Trial>),
 }
 
-/// The jobs to do: boots, each with the stories whose `boot/story` contains the filter, and so with `cuts/trial`.
+/// The jobs to do: boots, each with the stories whose `boot/story` contains the filter, and so with trials.
 fn select(filter: &str, all: bool) -> Vec<Job> {
     let matches = |boot: &str, story: &str| format!("{boot}/{story}").contains(filter);
     let stories = |boot: &Boot| {
         let stories = boot.stories.iter().filter(|story| matches(boot.name, story.name)).copied();
         Some(stories.collect::<Vec<_>>()).filter(|stories| !stories.is_empty())
     };
-    let trials = TRIALS.iter().filter(|trial| (all || !trial.long) && matches(CUTS, trial.name)).copied();
-    let trials = Some(trials.collect::<Vec<_>>()).filter(|trials| !trials.is_empty());
+    let is_chosen = |trial: &&Trial| (all || !trial.long) && trial.name.contains(filter);
+    let trials = TRIALS.iter().map(|room| room.iter().filter(is_chosen).copied().collect::<Vec<_>>());
+    let trials = trials.filter(|chosen| !chosen.is_empty()).map(Job::Trials);
     let boots = BOOTS.iter().filter(|boot| all || boot.lane == Lane::Short);
     let boots = boots.filter_map(|boot| Some(Job::Stories(*boot, stories(boot)?)));
     // With `all` these take longest.
-    trials.map(Job::Cuts).into_iter().chain(boots).collect()
+    trials.chain(boots).collect()
 }
 
 fn host_tests(progress: &Progress, filter: &str, tally: &Mutex<Tally>) -> Result<()> {
@@ -178,7 +188,7 @@ fn emulated(progress: &Progress, jobs: Vec<Job>, tally: &Mutex<Tally>) -> Result
         while let Some(job) = next() {
             match job {
                 Job::Stories(boot, stories) => tell_all(progress, &boot, &stories, tally)?,
-                Job::Cuts(trials) => cut_all(progress, &trials, tally)?,
+                Job::Trials(trials) => try_all(progress, &trials, tally)?,
             }
         }
         Ok(())
@@ -191,11 +201,10 @@ fn emulated(progress: &Progress, jobs: Vec<Job>, tally: &Mutex<Tally>) -> Result
     })
 }
 
-/// Tries power cuts, one after the other.
-fn cut_all(progress: &Progress, trials: &[Trial], tally: &Mutex<Tally>) -> Result<()> {
+fn try_all(progress: &Progress, trials: &[Trial], tally: &Mutex<Tally>) -> Result<()> {
     for trial in trials {
-        let step = progress.task(CUTS);
-        let name = format!("{CUTS}/{}", trial.name);
+        let name = trial.name;
+        let step = progress.task(name);
         let start = Instant::now();
         let failed = match (trial.tell)(progress, &step) {
             Ok(()) => {
@@ -205,7 +214,7 @@ fn cut_all(progress: &Progress, trials: &[Trial], tally: &Mutex<Tally>) -> Resul
             Err(error) => {
                 interrupt::check()?;
                 step.say(&format!("FAILED {name}\nat     {}\n{error:#}", step.doing()));
-                Some(name)
+                Some(name.to_owned())
             }
         };
         add(tally, usize::from(failed.is_none()), failed.into_iter().collect())?;
@@ -282,7 +291,9 @@ mod tests {
         assert_eq!(chosen.len(), 1);
         let Job::Stories(_, stories) = &chosen[0] else { panic!("{chosen:?}") };
         assert!(stories.iter().all(|story| story.name.starts_with("crash")));
-        assert!(matches!(&select("cuts/", false)[..], [Job::Cuts(trials)] if trials.len() < TRIALS.len()));
+        assert!(
+            matches!(&select("cuts/", false)[..], [Job::Trials(trials)] if trials.len() < cuts::TRIALS.len())
+        );
         assert!(select("beside-linux", false).is_empty());
         assert_eq!(select("beside-linux", true).len(), 1);
         assert!(select("", true).len() > select("", false).len());

@@ -21,6 +21,7 @@ use self::results::{Cell, Results};
 use self::stage::{CONTENDERS, Cast, Contender, GUESTS, Server, Stage};
 use crate::machine::Machine;
 use crate::progress::{Progress, Step};
+use crate::test::Trial;
 use crate::{image, interrupt, mutants, paths, setup};
 
 /// The edit by which platter answers reads and writes at once.
@@ -30,6 +31,10 @@ const SPREAD: f64 = 0.1;
 
 /// How many guests do a job at once.
 const SCENES: [usize; 2] = [1, GUESTS.len()];
+
+/// The one of `cargo lab test`: that all of it works. What it measures beside other machines means nothing.
+pub(crate) const TRIALS: &[Trial] =
+    &[Trial { name: "bench/quick", long: true, tell: |progress, _| run(progress, true, None) }];
 
 /// How much is done.
 struct Plan {

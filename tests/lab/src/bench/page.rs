@@ -17,6 +17,7 @@ const STYLE: &str = "body { font: 15px/1.5 system-ui, sans-serif; max-width: 75e
 /// The whole page.
 pub(super) fn page(results: &Results) -> String {
     let scenes: String = results.scenes().into_iter().map(|guests| scene(results, guests)).collect();
+    let scaling = scaling(results).to_inline_html(Some("scaling"));
     let (head, rows) = results.hypercalls();
     let sizes = results.sizes().into_iter().map(|(what, figure)| vec![what, figure]).collect::<Vec<_>>();
     format!(
@@ -29,7 +30,7 @@ pub(super) fn page(results: &Results) -> String {
          instruction by instruction. CPU is that of the domain that serves, as Xen counts it, for one request, less what it uses without any. \
          The Linux driver domain has its controller's interrupts by INTx: its pcifront cannot enable MSI-X a second time, as its NVMe driver \
          does. The ceiling is a platter that answers at once, without its disk.</p>\n<p>{}</p>\n\
-         {scenes}<h2>Hypercalls</h2>\n{}<h2>Size and start</h2>\n{}</body></html>\n",
+         {scenes}<h2>How it scales</h2>\n{scaling}<h2>Hypercalls</h2>\n{}<h2>Size and start</h2>\n{}</body></html>\n",
         Plot::offline_js_sources(),
         results.seconds,
         escape(&results.versions.join(", ")),
@@ -48,6 +49,21 @@ fn scene(results: &Results, guests: usize) -> String {
         + &plot("cpu", "microseconds of CPU a request", |one| one.cpu_us);
     let (head, rows) = results.speed(guests);
     format!("<h2>{title}</h2>\n{plots}{}", table(&head, &rows))
+}
+
+/// The first job that has depth, by so many guests as there were at once: a group of bars a contender.
+fn scaling(results: &Results) -> Plot {
+    let job = results.cells.iter().map(|cell| cell.job).find(|job| !job.ends_with("-1")).unwrap_or_default();
+    let mut plot = Plot::new();
+    for guests in results.scenes() {
+        let cells = results.cells.iter().filter(|cell| cell.guests == guests && cell.job == job);
+        let (names, heights) =
+            cells.map(|cell| (cell.contender.name(), cell.series.median(|one| one.iops).median)).unzip();
+        plot.add_trace(Bar::<String, f64>::new(names, heights).name(format!("{guests} at once")));
+    }
+    let axis = Axis::new().title(Title::with_text(format!("requests a second, {job}")));
+    plot.set_layout(Layout::new().bar_mode(BarMode::Group).y_axis(axis).height(420));
+    plot
 }
 
 /// A group of bars a job, one a contender, on a logarithmic axis.

@@ -53,14 +53,10 @@ pub(super) fn count(stage: &Stage, contender: Contender, job: &Job) -> Result<Hy
         count as f64 / requests
     };
     let all: u64 = counts.iter().map(|(_, count)| count).sum();
-    Ok(Hypercalls {
-        all: all as f64 / requests,
-        grants: of(&["grant_table_op"]),
-        events: of(&["event_channel_op", "event_channel_op_compat"]),
-    })
+    Ok(Hypercalls { all: all as f64 / requests, grants: of(&["grant_table_op"]), events: of(&["evtchn_op"]) })
 }
 
-/// Reads lines like `event_channel_op[32]:   1234`.
+/// Reads lines like `evtchn_op [32]:   1234`.
 fn parse(said: &str) -> Result<Vec<(String, u64)>> {
     let line = |line: &str| {
         let (name, count) = line.split_once("]: ")?;
@@ -76,8 +72,8 @@ mod tests {
 
     #[test]
     fn counts_have_names() {
-        let counts = parse("      grant_table_op[20]:    100\n    event_channel_op[32]:   1234\n").unwrap();
-        assert_eq!(counts, [("grant_table_op".to_owned(), 100), ("event_channel_op".to_owned(), 1234)]);
+        let counts = parse("      grant_table_op [20]:    100\n    evtchn_op      [32]:   1234\n").unwrap();
+        assert_eq!(counts, [("grant_table_op".to_owned(), 100), ("evtchn_op".to_owned(), 1234)]);
         assert!(parse("something else").is_err());
     }
 }

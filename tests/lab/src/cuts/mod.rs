@@ -22,6 +22,7 @@ use anyhow::{Result, ensure};
 use self::states::{Choice, Tally};
 use self::writer::Writer;
 use crate::progress::{Progress, Step};
+use crate::test::Trial;
 use crate::{image, mutants, paths, report, setup};
 
 /// Steps of a recording.
@@ -91,35 +92,30 @@ pub(crate) fn run(progress: &Progress, arguments: &Arguments) -> Result<bool> {
     Ok(lost == 0)
 }
 
-/// A story of `cargo lab test` that boots its own machines.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Trial {
-    pub(crate) name: &'static str,
-    /// Only with `--all`.
-    pub(crate) long: bool,
-    pub(crate) tell: fn(&Progress, &Step) -> Result<()>,
-}
-
-/// All of them. They share the recording's folder, so that only one may run at a time.
+/// Those of `cargo lab test`. They share the recording's folder, so that only one may run at a time.
 pub(crate) const TRIALS: &[Trial] = &[
     Trial {
-        name: "nothing_synced_is_lost",
+        name: "cuts/nothing_synced_is_lost",
         long: false,
         tell: |_, step| nothing_is_lost(step, FEW_STEPS, FEW_STATES),
     },
     Trial {
-        name: "nothing_synced_is_lost_in_a_thousand_states",
+        name: "cuts/nothing_synced_is_lost_in_a_thousand_states",
         long: true,
         tell: |_, step| nothing_is_lost(step, STEPS, STATES),
     },
-    Trial { name: "the_power_fails_ten_times", long: true, tell: |_, step| cut_power(step, 1, POWER_CUTS) },
     Trial {
-        name: "a_build_that_does_not_flush_is_found",
+        name: "cuts/the_power_fails_ten_times",
+        long: true,
+        tell: |_, step| cut_power(step, 1, POWER_CUTS),
+    },
+    Trial {
+        name: "cuts/a_build_that_does_not_flush_is_found",
         long: true,
         tell: |progress, step| is_found(progress, step, "flush-answered-without-flushing"),
     },
     Trial {
-        name: "a_build_that_flushes_too_early_is_found",
+        name: "cuts/a_build_that_flushes_too_early_is_found",
         long: true,
         tell: |progress, step| is_found(progress, step, "flush-before-its-writes"),
     },

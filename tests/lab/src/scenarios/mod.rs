@@ -14,7 +14,6 @@ mod hotplug;
 mod life;
 mod many;
 mod memory;
-mod peer;
 mod serving;
 mod statistics;
 mod systems;
@@ -245,7 +244,7 @@ pub(crate) const BOOTS: &[Boot] = &[
         lane: Lane::Long,
         daemon: Daemon::Oxenstored,
         xen_options: "",
-        stories: stories![systems::a_linux_driver_domain_agrees_to_the_same, peer::side_by_side],
+        stories: stories![systems::a_linux_driver_domain_agrees_to_the_same],
     },
     Boot {
         name: "endurance",

@@ -3,7 +3,6 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::peer::PEER;
 use super::{MIB, REGION, World, XVDB};
 use crate::fio;
 use crate::machine::{Controller, Disk, Linux, Manner, NAME, System};
@@ -11,6 +10,9 @@ use crate::oracle::Expected;
 
 /// MiB that fio writes on each processor.
 const EACH: u32 = 4;
+
+/// The Linux driver domain's name.
+const PEER: &str = "linux";
 
 /// What a frontend and its backend agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
