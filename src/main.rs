@@ -25,6 +25,7 @@ extern "C" fn platter_start(start_info: usize, tsc: u64) -> ! {
     let options = Options::parse(&given.command_line);
     let started = xen.started();
     report::install(options.log, started);
+    report::set_now(xen.now());
     log::info!("platter {} on {}", env!("CARGO_PKG_VERSION"), Xen::version());
     log::info!("memory: {}", xen.memory());
     for warning in options.warnings() {

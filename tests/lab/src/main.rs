@@ -60,7 +60,7 @@ enum Action {
     ///
     /// Installs QEMU with apt when it is missing and tells apt of bookworm-backports (through sudo unless this is
     /// root), downloads Debian's Xen, kernels and tools, and assembles what the machine boots in target/lab/machine.
-    /// Does nothing when all of it is there; `demo`, `test`, `conformance`, `attacks` and `shell`
+    /// Does nothing when all of it is there; `demo`, `test`, `conformance`, `bench`, `attacks` and `shell`
     /// do it by themselves.
     Setup,
     /// Build the release image into target/image.
