@@ -206,8 +206,10 @@ impl Vbd {
     pub(super) fn trouble(&mut self, errand: Errand, error: StoreError, now: Instant) {
         match error {
             StoreError::Gone => self.drain(Then::Start),
-            StoreError::Quota if errand == Errand::Task(Task::Subscribe) => self.refuse(Refusal::Watches),
-            StoreError::Quota if errand == Errand::Task(Task::Offer) => self.refuse(Refusal::Nodes),
+            StoreError::Quota if errand == Errand::Task(Task::Subscribe) => {
+                self.not_offered(Refusal::Watches)
+            }
+            StoreError::Quota if errand == Errand::Task(Task::Offer) => self.not_offered(Refusal::Nodes),
             StoreError::Quota
             | StoreError::NotFound
             | StoreError::Denied
@@ -306,8 +308,7 @@ impl Vbd {
                         let task = if self.watching { Task::Offer } else { Task::Subscribe };
                         self.state = State::Doing(task);
                     }
-                    Err(refusal) if ours.state == XenbusState::Closed => self.stay_closed(refusal),
-                    Err(refusal) => self.refuse(refusal),
+                    Err(refusal) => self.not_offered(refusal),
                 }
             }
             XenbusState::Unknown
@@ -407,6 +408,18 @@ impl Vbd {
         self.connection.as_ref().is_some_and(|connection| connection.terms != terms)
     }
 
+    /// It cannot be offered. Once it was, the toolstack has its answer and only the guest looks: without our directory
+    /// it would find no state at all.
+    fn not_offered(&mut self, refusal: Refusal<'_>) {
+        if self.shown == XenbusState::Closed {
+            self.stay_closed(refusal);
+        } else if self.offered.is_some() {
+            self.fail(refusal);
+        } else {
+            self.refuse(refusal);
+        }
+    }
+
     /// Not served, and the toolstack is to learn it at once: its wait ends when our directory goes.
     fn refuse(&mut self, reason: impl fmt::Display) {
         let reason = xenbus::cut(reason);
@@ -421,8 +434,7 @@ impl Vbd {
         self.state = State::Doing(Task::RemoveRefused);
     }
 
-    /// Not offered again. The toolstack had its answer when it made the device, and a guest that has not looked since
-    /// must still find it closed.
+    /// Not offered again, and still closed for a guest that has not looked since.
     fn stay_closed(&mut self, reason: impl fmt::Display) {
         let reason = xenbus::cut(reason);
         if self.why != reason {

@@ -281,6 +281,28 @@ fn a_device_that_cannot_be_offered_again_stays_closed_until_it_can() {
 }
 
 #[test]
+fn a_device_that_finds_no_nodes_to_be_offered_again_closes_and_stays() {
+    // Its frontend closes before, or starts again unannounced.
+    for (closes, trace) in [(true, vec!["6"]), (false, vec!["5", "6"])] {
+        let mut world = World::connected();
+        // There is less room than before, so what was offered does not fit any more.
+        world.nodes.remove(&format!("{HOME}/info"));
+        world.most_nodes = world.nodes.len();
+        if closes {
+            world.set(FRONT, "state", "6");
+            world.run();
+        }
+        world.set(FRONT, "state", "1");
+        world.run();
+        assert_eq!(world.trace().into_iter().map(|(_, what)| what).collect::<Vec<_>>(), trace);
+        world.most_nodes = usize::MAX;
+        world.set(FRONT, "state", "1");
+        world.run_until(2000);
+        assert_eq!(world.ours("state"), "2", "there is room again");
+    }
+}
+
+#[test]
 fn a_look_that_was_on_its_way_does_not_offer_again_what_closes() {
     let mut world = World::new();
     world.attach("nvme0n1", "w");

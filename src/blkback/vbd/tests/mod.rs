@@ -200,6 +200,9 @@ impl World {
             }
             answers.push(answer).unwrap();
         }
+        if job.base == HOME && self.echo && job.steps.iter().any(|step| matches!(step, Step::Write(..))) {
+            self.vbd.notice();
+        }
         (Ok(()), answers)
     }
 
@@ -219,9 +222,6 @@ impl World {
                 if node == "state" || node == "error" {
                     let what = if node == "state" { value.to_string() } else { node.to_string() };
                     self.trace.push((self.millis(), what));
-                }
-                if base == HOME && self.echo {
-                    self.vbd.notice();
                 }
                 empty
             }
