@@ -38,7 +38,7 @@ use crate::wire::ring::FrontendFault;
 use crate::wire::xenbus::{self, Answer, Job, StoreError, Value, XenbusState};
 
 /// How long the state stays at InitWait: libxl waits for exactly that, and reads the node some
-/// time after it was told of a change.
+/// time after it was told of a change. So long also rests a device that could not be offered again.
 const DWELL: Duration = Duration::from_millis(200);
 
 /// The dwell doubles up to this while a frontend keeps starting again, so that no guest decides how
@@ -205,7 +205,9 @@ pub struct Vbd {
     /// Why there is no disk behind it any more.
     withdrawn: Option<Value>,
     dwell: Duration,
+    /// When it was offered last, or was to be.
     offered: Option<Instant>,
+    /// Nothing is read or written before.
     retry_at: Option<Instant>,
     retry_pause: Duration,
 }

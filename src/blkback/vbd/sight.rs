@@ -207,9 +207,9 @@ impl Vbd {
         match error {
             StoreError::Gone => self.drain(Then::Start),
             StoreError::Quota if errand == Errand::Task(Task::Subscribe) => {
-                self.not_offered(Refusal::Watches)
+                self.not_offered(Refusal::Watches, now)
             }
-            StoreError::Quota if errand == Errand::Task(Task::Offer) => self.not_offered(Refusal::Nodes),
+            StoreError::Quota if errand == Errand::Task(Task::Offer) => self.not_offered(Refusal::Nodes, now),
             StoreError::Quota
             | StoreError::NotFound
             | StoreError::Denied
@@ -308,7 +308,7 @@ impl Vbd {
                         let task = if self.watching { Task::Offer } else { Task::Subscribe };
                         self.state = State::Doing(task);
                     }
-                    Err(refusal) => self.not_offered(refusal),
+                    Err(refusal) => self.not_offered(refusal, now),
                 }
             }
             XenbusState::Unknown
@@ -410,9 +410,9 @@ impl Vbd {
 
     /// It cannot be offered. Once it was, the toolstack has its answer and only the guest looks: without our directory
     /// it would find no state at all.
-    fn not_offered(&mut self, refusal: Refusal<'_>) {
+    fn not_offered(&mut self, refusal: Refusal<'_>, now: Instant) {
         if self.shown == XenbusState::Closed {
-            self.stay_closed(refusal);
+            self.stay_closed(refusal, now);
         } else if self.offered.is_some() {
             self.fail(refusal);
         } else {
@@ -434,8 +434,9 @@ impl Vbd {
         self.state = State::Doing(Task::RemoveRefused);
     }
 
-    /// Not offered again, and still closed for a guest that has not looked since.
-    fn stay_closed(&mut self, reason: impl fmt::Display) {
+    /// Not offered again, and still closed for a guest that has not looked since. What the guest says next is looked at
+    /// after a pause, as if this had been an offer.
+    fn stay_closed(&mut self, reason: impl fmt::Display, now: Instant) {
         let reason = xenbus::cut(reason);
         if self.why != reason {
             log::warn!(target: &GuestTarget::new(self.id.guest), "{self}: not offered again: {reason}");
@@ -443,6 +444,7 @@ impl Vbd {
             self.why = reason;
         }
         self.state = State::Closed;
+        self.retry_at = Some(now + self.next_dwell(now));
         // Its frontend asks for what cannot be done; when it says something new, there is another look.
         if self.look == Look::Theirs {
             self.look = Look::Nothing;
@@ -505,7 +507,7 @@ impl Vbd {
         self.shown = to;
     }
 
-    /// How long to stay at InitWait this time.
+    /// How long to stay at InitWait this time, or closed where that is the answer.
     fn next_dwell(&mut self, now: Instant) -> Duration {
         let recent = self.offered.is_some_and(|last| now.since(last) < DWELL_MEMORY);
         self.dwell = if recent { (self.dwell * 2).min(DWELL_MOST) } else { DWELL };

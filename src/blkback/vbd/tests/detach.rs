@@ -269,7 +269,7 @@ fn a_device_that_cannot_be_offered_again_stays_closed_until_it_can() {
         world.set(FRONT, "state", "1");
         world.run_until(world.millis() + 1000);
     }
-    assert_eq!((world.trace(), world.ours("state")), (vec![(300, "error")], "6"));
+    assert_eq!((world.trace(), world.ours("state")), (vec![(700, "error")], "6"));
     assert!(world.nodes[ERRORS].contains("cannot be used"), "{}", world.nodes[ERRORS]);
     world.volumes.add_disk(disk(0, volume(512, 1000)));
     world.vbd.notice_volumes();
@@ -278,6 +278,27 @@ fn a_device_that_cannot_be_offered_again_stays_closed_until_it_can() {
     world.trace.clear();
     world.vbd.notice_volumes();
     assert!(!world.step(), "one that is offered has its volume");
+}
+
+#[test]
+fn a_guest_that_keeps_starting_again_without_its_disk_is_slowed_down() {
+    let mut world = World::connected();
+    world.volumes.remove_controller(CONTROLLER, "its controller went");
+    world.vbd.withdraw(CONTROLLER, "its controller went");
+    world.run_until(300);
+    let before = world.jobs;
+    for millis in 300..10_300 {
+        world.set(FRONT, "state", "1");
+        world.vbd.notice_frontend();
+        world.run_until(millis);
+    }
+    // Each time both directories, and ours again, are read: after 0.4 s and then every 0.8 s.
+    assert!(world.jobs - before <= 3 * 14, "{}", world.jobs - before);
+    // What it says in the pause is not forgotten.
+    world.set(FRONT, "state", "1");
+    world.volumes.add_disk(disk(0, volume(512, 1000)));
+    world.run_until(11_100);
+    assert_eq!(world.ours("state"), "2");
 }
 
 #[test]
