@@ -462,7 +462,8 @@ impl<'a> Domain<'a> {
     fn deadline(&self) -> Option<Instant> {
         let disks = self.tables.disks.iter().flatten().filter_map(Disk::deadline);
         let controllers = self.controllers.iter().flatten().filter_map(Controller::deadline);
-        let others = [self.tables.first_deadline, self.pci.deadline(), self.home.deadline()];
+        let others =
+            [self.tables.first_deadline, self.pci.deadline(), self.home.deadline(), self.survey.deadline()];
         disks.chain(controllers).chain(others.into_iter().flatten()).min()
     }
 }

@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use super::disks::Disks;
 use super::io::Io;
-use crate::drivers::{Disk, Namespace, Status};
+use crate::drivers::{Disk, Namespace, Refusal, Status};
 use crate::hal::{DmaPage, Memory};
 use crate::limits;
 use crate::options::Options;
@@ -61,6 +61,11 @@ impl Survey {
     /// Whether there may be volumes now that were not there when this was last asked.
     pub(super) const fn take_found(&mut self) -> bool {
         core::mem::replace(&mut self.has_found, false)
+    }
+
+    /// When the limit is reached of a table whose controller takes no command; one that it has is late before.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.reading.as_ref().filter(|reading| reading.has_more_to_ask()).map(|_| self.until)
     }
 
     /// A controller is going away: its disks are not to be added any more.
@@ -208,10 +213,12 @@ impl Reading {
         // What the last read has left there must not pass for what a device did not write.
         self.page.page.clear();
         let span = Span { bus: self.page.bus, bytes: extent.bytes };
-        if io.read(disks, place, extent.first, span).is_err() {
-            return Step::Waits;
+        match io.read(disks, place, extent.first, span) {
+            Ok(()) => self.asked = Some(extent),
+            Err(Refusal::Full | Refusal::NotReady) => return Step::Waits,
+            // As good as a block that cannot be read.
+            Err(Refusal::Inexpressible | Refusal::Dead) => self.reader.take(None, volumes),
         }
-        self.asked = Some(extent);
         Step::GoesOn
     }
 }
@@ -240,4 +247,66 @@ fn whole(index: DiskIndex, disk: &Namespace) -> Result<Volume, &'static str> {
     volume.physical_block_size = disk.physical_block_size;
     volume.discard = disk.discard;
     Ok(volume)
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::drivers::nvme::Nvme;
+    use crate::sim::nvme::Settings;
+    use crate::sim::world::World;
+    use crate::sim::xenstored::Flavour;
+    use crate::units::Block;
+
+    const PLACE: DiskIndex = DiskIndex { controller: 0, namespace: 0 };
+
+    /// A controller that is not ready yet, in a world of its own.
+    fn starting() -> (World, Nvme) {
+        let mut world = World::new(1, Flavour::Oxenstored);
+        let settings = Settings::new(1);
+        let len = settings.register_bytes();
+        let bar = {
+            let state = &mut *world.state();
+            let number = state.lent.add_nvme(&mut state.machine, settings);
+            state.lent.bar(number)
+        };
+        let registers = world.map_mmio(bar, len).unwrap();
+        let nvme = Nvme::new(&mut world, 0, registers, false).unwrap();
+        (world, nvme)
+    }
+
+    /// The beginning of a table.
+    fn reading(world: &mut World) -> Reading {
+        let whole = Volume::whole(PLACE, 512, Block(1000), false).unwrap();
+        Reading { reader: Reader::new(whole), page: world.take_page().unwrap(), asked: None }
+    }
+
+    #[test]
+    fn a_disk_that_takes_no_command_any_more_has_no_table() {
+        let (mut world, mut nvme) = starting();
+        nvme.abandon();
+        let (mut disks, mut volumes, mut io) = (Disks::NONE, Volumes::new(), Io::new());
+        disks.put(0, Disk::Nvme(nvme));
+        let mut reading = reading(&mut world);
+        let mut step = || reading.step(PLACE, &mut disks, &mut volumes, &mut io);
+        assert!(matches!((step(), step()), (Step::GoesOn, Step::Ends)));
+    }
+
+    #[test]
+    fn a_table_that_waits_for_its_controller_is_given_up_in_time() {
+        let (mut world, nvme) = starting();
+        let (mut disks, mut volumes, mut io) = (Disks::NONE, Volumes::new(), Io::new());
+        disks.put(0, Disk::Nvme(nvme));
+        let until = Instant(5_000);
+        let reading = Some(reading(&mut world));
+        let mut survey = Survey { next: Some(PLACE), until, reading, ..Survey::new() };
+        let options = Options::parse(b"");
+        let mut turn = |survey: &mut Survey, now| {
+            survey.turn(&mut world, now, &mut disks, &mut volumes, &mut io, &options)
+        };
+        assert!(!turn(&mut survey, Instant(4_999)));
+        assert_eq!(survey.deadline(), Some(until), "somebody wakes up for it");
+        assert!(turn(&mut survey, until));
+        assert!(survey.deadline().is_none() && survey.take_found() && survey.is_done(&disks));
+    }
 }

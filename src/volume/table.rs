@@ -195,9 +195,9 @@ impl Volumes {
         self.nothing = Some(xenbus::cut(reason));
     }
 
-    /// Every disk that was added, those that are gone too.
+    /// Every disk that was added and is not gone.
     pub fn disks(&self) -> impl Iterator<Item = &Disk> {
-        self.disks.iter()
+        self.disks.iter().filter(|disk| !is_gone(&self.gone, disk.index))
     }
 
     /// What tells a volume of a disk that was added from others.

@@ -18,6 +18,7 @@ use platter::sim::xenstored::Flavour;
 use platter::units::DomId;
 
 use crate::host::{DEV, SECTORS, add_nvme, assert_outcome, attach, disk, partitioned, run, run_with, world};
+use crate::journal::Journal;
 
 const DONE: bool = false;
 const MANNERS: [Manner; 3] = [Manner::Reset, Manner::CutOff, Manner::Announced];
@@ -179,6 +180,30 @@ fn a_controller_that_leaves_before_its_disks_were_looked_at_has_none() {
     assert_pci(&world, &[Outcome::Done]);
     assert_eq!(world.state().frontends[0].stage(), Stage::Waiting);
     assert_eq!(reason(&world, 5), "no volume named \"/dev/nvme1n1\"");
+}
+
+#[test]
+fn a_controller_without_disks_in_the_place_of_one_with_a_table_delays_nobody() {
+    let mut world = partitioned(1, 4);
+    let journal = Journal::new("cargo test --features sim --test it hotplug".into());
+    let shape = Shape { id: 1, blocks: SECTORS, block_shift: 9, metadata: 0 };
+    for namespaces in [vec![shape], vec![]] {
+        world.state().lent.plug_nvme(Settings { namespaces, ..Settings::new(2) });
+    }
+    world.state().lent.partition(1, 0, &Gpt::equal(512, SECTORS, 4));
+    run(&mut world, |world, act| {
+        let state = &mut *world.state();
+        match act {
+            0 => pci_detach(state, 0, Manner::Announced),
+            1 => pci_attach(state, 2),
+            2 => pci_attach(state, 1),
+            3 => block_attach(state, 5, "/dev/nvme1n1p2", Load::new(0, 4000, 50)),
+            _ => return DONE,
+        }
+        true
+    });
+    assert_eq!(answered(&world, 0), (50, 0));
+    assert_eq!(journal.count("nvme0n1: its first block cannot be read"), 0, "it is gone");
 }
 
 /// While the table of the first controller is read, takes the second one away. The reading ends
