@@ -30,6 +30,11 @@ impl Errors {
         let _ = self.directories.push(directory);
     }
 
+    /// Whether there is a job now.
+    pub(super) const fn has_job(&self) -> bool {
+        self.old.is_some()
+    }
+
     /// The removal that is due, if any, once.
     pub(super) fn next_job(&mut self) -> Option<Job> {
         Some(Job::new(&self.old.take()?).remove(""))

@@ -107,30 +107,32 @@ impl Home {
     }
 
     pub(super) fn next_job(&mut self) -> Option<Job> {
-        if self.asked != Asked::Nothing {
-            return None;
-        }
-        let home = Job::new(&Path::new());
-        let (asked, job) = if !self.set_up {
-            let job = home
-                .write("control/feature-poweroff", 1)
-                .write("control/feature-reboot", 1)
-                .watch("control/shutdown", SHUTDOWN)
-                .watch("control/sysrq", SYSRQ)
-                .watch("backend", super::scan::TOKEN);
-            (Asked::SetUp, job)
-        } else if self.to_acknowledge {
-            (Asked::Acknowledge, home.write("control/shutdown", ""))
-        } else if self.noticed {
+        let asked = self.due()?;
+        if asked == Asked::Control {
             self.noticed = false;
-            (Asked::Control, home.read("control/shutdown").read("control/sysrq"))
-        } else if matches!(self.ready, Ready::Due | Ready::Retried) {
-            (Asked::Ready, home.write("data/ready", 1))
-        } else {
-            return None;
-        };
+        }
         self.asked = asked;
-        Some(job)
+        Some(job(asked))
+    }
+
+    /// Whether there is a job now.
+    pub(super) fn has_job(&self) -> bool {
+        self.due().is_some()
+    }
+
+    /// What is to be asked next.
+    fn due(&self) -> Option<Asked> {
+        if self.asked != Asked::Nothing {
+            None
+        } else if !self.set_up {
+            Some(Asked::SetUp)
+        } else if self.to_acknowledge {
+            Some(Asked::Acknowledge)
+        } else if self.noticed {
+            Some(Asked::Control)
+        } else {
+            matches!(self.ready, Ready::Due | Ready::Retried).then_some(Asked::Ready)
+        }
     }
 
     pub(super) fn job_done(&mut self, now: Instant, result: Result<(), StoreError>, answers: &[Answer]) {
@@ -190,6 +192,23 @@ impl Home {
         if let Some(error) = failure(result, answers) {
             log::error!("xenstore: cannot {what}: {error:?}");
         }
+    }
+}
+
+/// The job that asks it.
+fn job(asked: Asked) -> Job {
+    let home = Job::new(&Path::new());
+    match asked {
+        Asked::Nothing => home,
+        Asked::SetUp => home
+            .write("control/feature-poweroff", 1)
+            .write("control/feature-reboot", 1)
+            .watch("control/shutdown", SHUTDOWN)
+            .watch("control/sysrq", SYSRQ)
+            .watch("backend", super::scan::TOKEN),
+        Asked::Ready => home.write("data/ready", 1),
+        Asked::Control => home.read("control/shutdown").read("control/sysrq"),
+        Asked::Acknowledge => home.write("control/shutdown", ""),
     }
 }
 

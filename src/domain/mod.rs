@@ -186,7 +186,7 @@ impl<'a> Domain<'a> {
         // The store comes last of the three: what time makes due may be a job for it.
         self.vbds_turn(hal, now);
         let mut progress = self.devices_turn(hal, now);
-        progress |= self.store_turn(hal, now);
+        progress |= !self.is_silent() && self.store_turn(hal, now);
         let Tables { disks, vbds, io, .. } = &mut *self.tables;
         progress |= io.turn(hal, now, disks, vbds);
         if let Some(end) = self.end(hal) {
@@ -207,7 +207,9 @@ impl<'a> Domain<'a> {
         }
     }
 
-    /// Lets the store's events reach whom they concern, and starts the next job.
+    /// Lets the store's events reach whom they concern, and starts the next job. Both are large: other turns make no
+    /// room for them.
+    #[inline(never)]
     fn store_turn(&mut self, hal: &mut impl Hal, now: Instant) -> bool {
         let mut progress = false;
         for _ in 0..STORE_BUDGET {
@@ -230,6 +232,18 @@ impl<'a> Domain<'a> {
             }
         }
         progress
+    }
+
+    /// Whether there is nothing to be said to the store or to be heard from it: most turns are so.
+    fn is_silent(&self) -> bool {
+        let has_job = self.home.has_job()
+            || self.pci.has_job()
+            || self.statistics.has_job()
+            || self.errors.has_job()
+            || self.foreign.is_some()
+            || self.scan.has_job()
+            || !self.tables.due.is_empty();
+        self.store.is_quiet() && !has_job
     }
 
     fn next_job(&mut self, hal: &impl Memory, now: Instant) -> Option<(Speaker, Job)> {
@@ -373,6 +387,9 @@ impl<'a> Domain<'a> {
             *first_deadline = None;
             (0..vbds.len()).for_each(|index| due.add(index));
         }
+        if due.is_empty() {
+            return;
+        }
         for index in due.from(0) {
             if let Some(vbd) = &mut self.tables.vbds[index] {
                 vbd.turn(now, hal);
@@ -461,9 +478,11 @@ impl<'a> Domain<'a> {
 
     fn deadline(&self) -> Option<Instant> {
         let disks = self.tables.disks.iter().flatten().filter_map(Disk::deadline);
-        let controllers = self.controllers.iter().flatten().filter_map(Controller::deadline);
+        // A controller has the number of its disk.
+        let controllers = self.controllers[..self.tables.disks.len()].iter().flatten();
         let others =
             [self.tables.first_deadline, self.pci.deadline(), self.home.deadline(), self.survey.deadline()];
-        disks.chain(controllers).chain(others.into_iter().flatten()).min()
+        let soonest = disks.chain(controllers.filter_map(Controller::deadline)).min();
+        others.into_iter().flatten().chain(soonest).min()
     }
 }

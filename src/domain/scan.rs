@@ -65,11 +65,16 @@ impl Scan {
         self.noticed = true;
     }
 
+    /// Whether there is a job now.
+    pub(super) fn has_job(&self) -> bool {
+        self.asked.is_none() && (self.noticed || !self.places.is_empty())
+    }
+
     pub(super) fn next_job(&mut self) -> Option<Job> {
-        if self.asked.is_some() {
+        if !self.has_job() {
             return None;
         }
-        if self.places.is_empty() && self.noticed {
+        if self.places.is_empty() {
             self.noticed = false;
             self.kinds.clear();
             self.found.clear();

@@ -71,9 +71,14 @@ impl Statistics {
         self.noticed = true;
     }
 
+    /// Whether there is a job now.
+    pub(super) fn has_job(&self) -> bool {
+        self.errand.is_none() && (!self.set_up || self.question.is_some() || self.noticed)
+    }
+
     /// The job that is due, if any; [`Statistics::job_done`] is owed for it.
     pub(super) fn next_job(&mut self, moment: impl FnOnce() -> Moment, vbds: &Vbds) -> Option<Job> {
-        if self.errand.is_some() {
+        if !self.has_job() {
             return None;
         }
         let home = || Job::new(&xenbus::path(format_args!("{HOME}")));
@@ -81,11 +86,9 @@ impl Statistics {
             (Errand::SetUp, set_up(home()))
         } else if let Some(question) = self.question.take() {
             (Errand::Answer, answer(home(), &question, moment(), vbds))
-        } else if self.noticed {
+        } else {
             self.noticed = false;
             (Errand::Look, home().read("ask"))
-        } else {
-            return None;
         };
         self.errand = Some(errand);
         Some(job)

@@ -68,6 +68,11 @@ impl Connection {
         Ok(())
     }
 
+    /// Whether all that was sent was taken, and nothing has arrived.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.ring.is_quiet()
+    }
+
     /// Takes the next message, if all of it is there.
     ///
     /// # Errors

@@ -112,10 +112,16 @@ impl Store {
         self.run.listing()
     }
 
+    /// Whether a turn would do nothing.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.broken || self.run.is_idle() && self.connection.is_quiet()
+    }
+
     /// Sends and receives what can be, up to the next thing worth telling. Nothing means that all
     /// there was has been dealt with, and that the port will be pending when there is more.
     pub fn turn(&mut self, hal: &mut impl Events) -> Option<StoreEvent> {
-        if self.broken {
+        if self.is_quiet() {
             return None;
         }
         match self.advance() {

@@ -70,6 +70,11 @@ impl Ring {
         Ok(count)
     }
 
+    /// Whether all that was sent was taken, and nothing has arrived.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.page.read_u32(REQ_CONS) == self.req_prod && self.page.read_u32(RSP_PROD) == self.rsp_cons
+    }
+
     /// Whether bytes went either way since this was last asked, so that the daemon, which may wait
     /// for requests or for room, must be told.
     pub(super) fn take_moved(&mut self) -> bool {

@@ -86,6 +86,23 @@ pub(super) enum Then {
 }
 
 impl Pci {
+    /// Whether the state asks for a job.
+    pub(super) fn state_has_job(&self) -> bool {
+        match self.state {
+            State::Absent | State::Waiting | State::Serving | State::Reconfiguring => self.noticed,
+            State::Probing | State::Leaving(_) => false,
+            State::Subscribing
+            | State::Looking
+            | State::Offering
+            | State::Watching
+            | State::Naming(_)
+            | State::Sorting(_)
+            | State::Connecting
+            | State::Answering
+            | State::Closing => true,
+        }
+    }
+
     /// The job that the state asks for.
     pub(super) fn job(&mut self) -> Option<Job> {
         let front = || Job::new(&xenbus::path(format_args!("{FRONTEND}")));
@@ -124,12 +141,13 @@ impl Pci {
                 let before = [XenbusState::Connected, XenbusState::Reconfiguring];
                 Some(front().while_state(&before).write_state(XenbusState::Closed))
             }
-            State::Absent => core::mem::take(&mut self.noticed).then(|| {
+            State::Absent => {
                 self.state = State::Looking;
-                self.look()
-            }),
+                Some(self.look())
+            }
             State::Waiting | State::Serving | State::Reconfiguring => {
-                core::mem::take(&mut self.noticed).then(|| Job::new(&self.backend).read("state"))
+                self.noticed = false;
+                Some(back().read("state"))
             }
             State::Probing | State::Leaving(_) => None,
         }

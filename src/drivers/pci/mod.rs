@@ -155,9 +155,15 @@ impl Pci {
         }
     }
 
+    /// Whether there is xenstore work to be done now.
+    #[must_use]
+    pub fn has_job(&self) -> bool {
+        !self.asked && self.state_has_job()
+    }
+
     /// Xenstore work to be done now. The next comes after [`Pci::job_done`].
     pub fn next_job(&mut self) -> Option<Job> {
-        if self.asked {
+        if !self.has_job() {
             return None;
         }
         let job = self.job()?;
