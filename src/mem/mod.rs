@@ -96,6 +96,7 @@ impl SharedPage {
     }
 
     /// Copies bytes out, each read once.
+    #[inline]
     pub fn read_bytes(&self, offset: usize, to: &mut [u8]) {
         let words = if offset.is_multiple_of(8) { to.len() / 8 } else { 0 };
         let (head, tail) = to.split_at_mut(words * 8);
@@ -108,6 +109,7 @@ impl SharedPage {
     }
 
     /// Copies bytes in.
+    #[inline]
     pub fn write_bytes(&self, offset: usize, from: &[u8]) {
         let words = if offset.is_multiple_of(8) { from.len() / 8 } else { 0 };
         let (head, tail) = from.split_at(words * 8);

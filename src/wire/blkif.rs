@@ -256,8 +256,12 @@ impl Request {
                     return Err(Reject::SegmentCount);
                 }
                 let (places, _) = entry[protocol.rest()..].as_chunks::<SEGMENT_BYTES>();
-                let segments = places.iter().take(count).copied().map(Segment::parse);
-                Ok(Self::Direct { op, sector, segments: segments.collect::<Result<_, _>>()? })
+                let mut segments = Segments::new();
+                for place in places.iter().take(count) {
+                    // There is room.
+                    let _ = segments.push(Segment::parse(*place)?);
+                }
+                Ok(Self::Direct { op, sector, segments })
             }
         }
     }

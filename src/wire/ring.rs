@@ -132,12 +132,7 @@ impl BackRing {
         assert!(self.rsp_prod != self.req_cons, "a response without a request");
         let bytes = blkif::response(head, status);
         let at = place(self.protocol, self.entries, self.rsp_prod);
-        let (page, offset, length) = in_page(at, bytes.len());
-        let (first, second) = bytes.split_at(length);
-        self.pages[page].write_bytes(offset, first);
-        if !second.is_empty() {
-            self.pages[page + 1].write_bytes(0, second);
-        }
+        self.write(at, &bytes);
         self.rsp_prod = self.rsp_prod.wrapping_add(1);
     }
 
@@ -171,13 +166,41 @@ impl BackRing {
     }
 
     /// Reads bytes of the ring, which lie in two pages at most.
+    #[inline]
     fn read(&self, at: usize, to: &mut [u8]) {
         let (page, offset, length) = in_page(at, to.len());
-        let (first, second) = to.split_at_mut(length);
-        self.pages[page].read_bytes(offset, first);
-        if !second.is_empty() {
-            self.pages[page + 1].read_bytes(0, second);
+        if length == to.len() {
+            self.pages[page].read_bytes(offset, to);
+        } else {
+            self.read_across(page, to, length);
         }
+    }
+
+    /// Reads bytes of which so many end a page, and the others begin the next one.
+    #[cold]
+    fn read_across(&self, page: usize, to: &mut [u8], length: usize) {
+        let (first, second) = to.split_at_mut(length);
+        self.pages[page].read_bytes(PAGE_SIZE - length, first);
+        self.pages[page + 1].read_bytes(0, second);
+    }
+
+    /// Writes bytes of the ring, which lie in two pages at most.
+    #[inline]
+    fn write(&self, at: usize, bytes: &[u8]) {
+        let (page, offset, length) = in_page(at, bytes.len());
+        if length == bytes.len() {
+            self.pages[page].write_bytes(offset, bytes);
+        } else {
+            self.write_across(page, bytes, length);
+        }
+    }
+
+    /// Writes bytes of which so many end a page, and the others begin the next one.
+    #[cold]
+    fn write_across(&self, page: usize, bytes: &[u8], length: usize) {
+        let (first, second) = bytes.split_at(length);
+        self.pages[page].write_bytes(PAGE_SIZE - length, first);
+        self.pages[page + 1].write_bytes(0, second);
     }
 
     fn header(&self) -> &SharedPage {

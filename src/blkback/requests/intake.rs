@@ -155,8 +155,10 @@ impl Requests {
     fn take(&mut self, ring: u8, entry: &Entry, now: Instant, batch: &mut Batch) -> Taken {
         let protocol = self.means.links[usize::from(ring)].back.protocol();
         let head = Head::parse(protocol, entry);
-        let request = Request::parse(protocol, entry);
-        let taken = request.and_then(|request| self.hold(head, ring, &request, now, batch));
+        let taken = match &Request::parse(protocol, entry) {
+            Ok(request) => self.hold(head, ring, request, now, batch),
+            Err(reject) => Err(*reject),
+        };
         taken.unwrap_or_else(|reject| {
             self.means.counters.rejected();
             self.means.links[usize::from(ring)].back.push(head, reject.status());

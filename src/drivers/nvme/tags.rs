@@ -71,6 +71,8 @@ pub(super) struct Tags {
     waiting: u64,
     /// Those of them that the controller does not have, and is not to be given again.
     failed: u64,
+    /// Commands that can be in flight, and how many more can be now: counted, as it is asked for all the time.
+    most: u32,
     room: u32,
     submitted: u64,
     entries: [Entry; QUEUE_ENTRIES],
@@ -83,6 +85,7 @@ impl Tags {
             used: 0,
             waiting: 0,
             failed: 0,
+            most: queue_entries.saturating_sub(1) as u32,
             room: queue_entries.saturating_sub(1) as u32,
             submitted: 0,
             entries: [Entry::EMPTY; QUEUE_ENTRIES],
@@ -95,19 +98,20 @@ impl Tags {
     }
 
     /// How many commands can be entered.
-    pub(super) fn room(&self) -> usize {
-        self.room.saturating_sub(self.used.count_ones()) as usize
+    pub(super) const fn room(&self) -> usize {
+        self.room as usize
     }
 
     /// Enters a command that is issued now, if there is room. [`Tags::keep`] is due next.
     pub(super) fn enter(&mut self, token: Token, now: Instant) -> Option<(Tag, CommandId)> {
         let place = self.used.trailing_ones();
-        if place >= self.room {
+        if place >= self.most {
             return None;
         }
         self.used |= 1 << place;
+        self.room -= 1;
         self.submitted += 1;
-        let entry = self.entries.get_mut(place as usize)?;
+        let entry = &mut self.entries[place as usize];
         let generation = entry.generation;
         *entry = Entry { token, generation, order: self.submitted, issued: now, ..Entry::EMPTY };
         Some((Tag(place as u8), entry.new_id(place)))
@@ -121,8 +125,7 @@ impl Tags {
     /// Removes the command of this id, if the controller has it.
     pub(super) fn take(&mut self, id: CommandId) -> Option<Token> {
         let place = self.find(id)?;
-        self.used &= !(1 << place);
-        Some(self.entries[place].token)
+        Some(self.free(place))
     }
 
     /// The controller has failed the command of this id: puts it aside to be issued again, if it
@@ -161,8 +164,14 @@ impl Tags {
     pub(super) fn take_failed(&mut self) -> Option<Token> {
         let place = places(self.failed).next()?;
         self.failed &= !(1 << place);
+        Some(self.free(place))
+    }
+
+    /// Nothing is at this place any more; returns whose it was.
+    fn free(&mut self, place: usize) -> Token {
         self.used &= !(1 << place);
-        Some(self.entries[place].token)
+        self.room += 1;
+        self.entries[place].token
     }
 
     /// The command that waits and was submitted first, under a new id: it is issued now.
