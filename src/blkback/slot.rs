@@ -249,14 +249,13 @@ impl Slot {
         Some((span, end))
     }
 
-    /// So many spans of the rest were issued as one command; returns their bytes.
-    pub(super) fn issue(&mut self, spans: usize) -> u32 {
-        let (bytes, end) = self
-            .rest()
-            .take(spans)
-            .fold((0, self.issued), |(bytes, _), (span, end)| (bytes + span.bytes, end));
-        self.issued = end;
-        bytes
+    /// So many pieces were issued, with those that were before.
+    ///
+    /// # Panics
+    /// When there are no more of them than before, or not so many.
+    pub(super) fn issue(&mut self, pieces: u16) {
+        assert!(pieces > self.issued && pieces <= self.count, "what is issued is a part of what is left");
+        self.issued = pieces;
     }
 
     /// Nothing more of it will be issued.
@@ -380,9 +379,11 @@ mod tests {
         let runs =
             [(span(4096, 4096), 2), (span(8192, 4096), 3), (span(16384, 4096), 5), (span(16384, 512), 6)];
         assert_eq!(slot.rest().collect::<Vec<_>>(), runs);
-        assert_eq!((slot.issue(2), slot.all_issued()), (8192, false));
+        slot.issue(runs[1].1);
+        assert!(!slot.all_issued());
         assert_eq!(slot.rest().collect::<Vec<_>>(), runs[2..]);
-        assert_eq!((slot.issue(9), slot.all_issued()), (4608, true));
+        slot.issue(runs[3].1);
+        assert!(slot.all_issued());
         assert_eq!(slot.rest().next(), None);
     }
 

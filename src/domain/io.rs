@@ -11,7 +11,7 @@ use heapless::Vec;
 use super::disks::Disks;
 use super::set::Set;
 use crate::blkback::{Admitted, Batch, Issued, Requests, Spans, Vbd, Work};
-use crate::drivers::{Completion, DeviceError, Disk, Operation, Refusal, Status, Token};
+use crate::drivers::{Completion, DeviceError, Disk, Operation, Refusal, Token};
 use crate::hal::{GrantMapping, Hal, Memory};
 use crate::limits;
 use crate::units::{Block, Instant, Span};
@@ -30,8 +30,8 @@ const _: () = assert!(limits::VBD_PLACES <= u16::MAX as usize && limits::SLOTS <
 pub(super) struct Io {
     /// Vbds whose rings may hold requests not taken yet.
     called: Set,
-    /// Vbds with requests to be issued to a disk.
-    queued: Set,
+    /// By controller, vbds with requests to be issued to a disk of it.
+    queued: [Set; limits::CONTROLLERS],
     /// Vbds with requests that have ended.
     ended: Set,
     /// Vbds with answers to be published.
@@ -90,7 +90,7 @@ impl Io {
     pub(super) const fn new() -> Self {
         Self {
             called: Set::EMPTY,
-            queued: Set::EMPTY,
+            queued: [Set::EMPTY; limits::CONTROLLERS],
             ended: Set::EMPTY,
             answered: Set::EMPTY,
             popped: Set::EMPTY,
@@ -117,9 +117,14 @@ impl Io {
         self.called.add(index);
     }
 
-    /// The vbds to be visited for what became of their rings, each once.
-    pub(super) fn take_stirred(&mut self) -> Set {
-        self.stirred.take()
+    /// Requests of this vbd have ended, without a disk.
+    pub(super) fn requests_ended(&mut self, index: usize) {
+        self.ended.add(index);
+    }
+
+    /// Adds the vbds to be visited for what became of their rings, each once.
+    pub(super) fn take_stirred(&mut self, due: &mut Set) {
+        due.take_all(&mut self.stirred);
     }
 
     /// Takes no new requests from now on.
@@ -227,7 +232,7 @@ impl Io {
                     requests.completed(slot, completion.result.is_ok());
                     self.ended.add(index);
                     // Data that came with a flush is issued when the flush is done.
-                    self.queued.add(index);
+                    self.queued[controller].add(index);
                 }
             }
             self.done.clear();
@@ -237,16 +242,22 @@ impl Io {
 
     /// Gives the grants of ended requests back, then answers them.
     fn finish(&mut self, hal: &mut impl Hal, now: Instant, vbds: &mut Vbds) -> bool {
-        let Some(first) = self.ended.from(self.reap_cursor).next() else { return false };
+        let Some(first) = self.ended.next(self.reap_cursor) else { return false };
         let mut reaped = Set::EMPTY;
         self.unmaps.clear();
         for index in self.ended.from(first) {
-            let Some(requests) = requests(vbds, index) else { continue };
+            let Some(requests) = requests(vbds, index) else {
+                self.ended.remove(index);
+                continue;
+            };
             let held = requests.held();
             if requests.reap(&mut self.unmaps) {
                 reaped.add(index);
             }
             self.held = self.held + requests.held() - held;
+            if !requests.has_ended() {
+                self.ended.remove(index);
+            }
         }
         // It may have taken all room in the batch: the next one is first the next time.
         self.reap_cursor = first + 1;
@@ -254,23 +265,20 @@ impl Io {
             hal.unmap(&self.unmaps);
         }
         for index in reaped.from(self.cursor) {
-            if let Some(requests) = requests(vbds, index) {
-                requests.answer(now);
-                if requests.is_drained() {
-                    self.stirred.add(index);
-                }
-                // There may be room for requests that had to wait.
-                if requests.backlog() {
-                    self.called.add(index);
-                }
+            let Some(requests) = requests(vbds, index) else { continue };
+            requests.answer(now);
+            if requests.is_drained() {
+                self.stirred.add(index);
+            }
+            // There may be room for requests that had to wait.
+            if requests.backlog() {
+                self.called.add(index);
             }
             self.answered.add(index);
-            // A barrier may begin.
-            self.queued.add(index);
-        }
-        for index in self.ended.from(0) {
-            if !requests(vbds, index).is_some_and(|requests| requests.has_ended()) {
-                self.ended.remove(index);
+            // A barrier or a discard may begin, or end at once.
+            self.queued[requests.volume().disk.controller].add(index);
+            if requests.has_ended() {
+                self.ended.add(index);
             }
         }
         !reaped.is_empty()
@@ -304,7 +312,7 @@ impl Io {
                     }
                     self.popped.add(index);
                     self.answered.add(index);
-                    self.queued.add(index);
+                    self.queued[requests.volume().disk.controller].add(index);
                     // A discard of nothing has.
                     if requests.has_ended() {
                         self.ended.add(index);
@@ -393,19 +401,25 @@ impl Io {
     /// Makes commands of accepted requests, one a vbd in turn, while the disks take them.
     fn issue(&mut self, disks: &mut Disks, vbds: &mut Vbds) -> bool {
         let mut progress = false;
-        if self.queued.is_empty() {
-            return progress;
-        }
         for (controller, disk) in disks.iter_mut().enumerate() {
             let Some(disk) = disk else { continue };
-            let mut waiting = self.queued_for(controller, vbds);
-            while let Some(index) = waiting.next(self.issue_cursors[controller]) {
-                let step = requests(vbds, index)
+            let (queued, cursor) = (&mut self.queued[controller], &mut self.issue_cursors[controller]);
+            if queued.is_empty() {
+                continue;
+            }
+            let mut waiting = *queued;
+            // Nobody is looked at while there is no room for anybody.
+            while disk.room() != Some(0)
+                && let Some(index) = waiting.next(*cursor)
+            {
+                let requests =
+                    requests(vbds, index).filter(|requests| requests.volume().disk.controller == controller);
+                let step = requests
                     .map_or(Step::Empty, |requests| issue_one(index, requests, disk, &mut self.spans));
                 match step {
                     Step::Issued => {
                         progress = true;
-                        self.issue_cursors[controller] = index + 1;
+                        *cursor = index + 1;
                     }
                     Step::Ended => {
                         progress = true;
@@ -413,7 +427,7 @@ impl Io {
                     }
                     Step::Empty => {
                         waiting.remove(index);
-                        self.queued.remove(index);
+                        queued.remove(index);
                     }
                     Step::Wait => waiting.remove(index),
                 }
@@ -422,19 +436,11 @@ impl Io {
         progress
     }
 
-    /// The vbds with requests to be issued to this controller.
-    fn queued_for(&self, controller: usize, vbds: &mut Vbds) -> Set {
-        let mut set = Set::EMPTY;
-        for index in self.queued.from(0) {
-            if requests(vbds, index).is_some_and(|requests| requests.volume().disk.controller == controller) {
-                set.add(index);
-            }
-        }
-        set
-    }
-
     /// Shows the answers, with one event where the frontend asks for it.
     fn publish(&mut self, hal: &mut impl Hal, vbds: &mut Vbds) {
+        if self.answered.is_empty() {
+            return;
+        }
         for index in self.answered.take().from(self.cursor) {
             if let Some(requests) = requests(vbds, index) {
                 requests.publish(|port| hal.notify(port));
@@ -446,7 +452,8 @@ impl Io {
     /// one has published a request meanwhile.
     pub(super) fn arm(&mut self, vbds: &mut Vbds) -> bool {
         self.turns = 0;
-        for index in self.popped.take().from(0) {
+        let popped = if self.popped.is_empty() { Set::EMPTY } else { self.popped.take() };
+        for index in popped.from(0) {
             let Some(requests) = requests(vbds, index) else { continue };
             // It was looked at in this turn, and there was no room.
             let waits = requests.backlog();
@@ -474,24 +481,20 @@ enum Step {
 
 fn issue_one(index: usize, requests: &mut Requests, disk: &mut Disk, spans: &mut Spans) -> Step {
     let namespace = requests.volume().disk.namespace;
-    let Some(command) = requests.next_command(spans) else { return Step::Empty };
-    if requests.is_abandoned() {
-        requests.refused();
-        return Step::Ended;
-    }
     // Whoever comes next finds room, and as much of it as anybody has taken.
-    if disk.status() == Status::Ready && requests.commands() >= disk.room() {
+    if disk.room().is_some_and(|room| requests.commands() >= room) {
         return Step::Wait;
     }
+    let Some(command) = requests.next_command(spans) else { return Step::Empty };
     let token = Token((index as u32) << 16 | u32::from(command.slot));
-    let mut submit = |operation, first, spans: &[Span]| {
-        disk.submit(token, namespace, operation, first, spans).map(Issued::Spans)
+    let mut submit = |operation, first| {
+        disk.submit(token, namespace, operation, first, spans.as_slice()).map(|taken| spans.issued(taken))
     };
     let issued = match command.work {
-        Work::Read(first) => submit(Operation::Read, first, spans),
-        Work::Write(first) => submit(Operation::Write, first, spans),
-        Work::WriteThrough(first) => submit(Operation::WriteFua, first, spans),
-        Work::Flush => submit(Operation::Flush, Block(0), &[]).map(|_| Issued::Flush),
+        Work::Read(first) => submit(Operation::Read, first),
+        Work::Write(first) => submit(Operation::Write, first),
+        Work::WriteThrough(first) => submit(Operation::WriteFua, first),
+        Work::Flush => disk.submit(token, namespace, Operation::Flush, Block(0), &[]).map(|_| Issued::Flush),
         Work::Discard(first, blocks) => disk.discard(token, namespace, first, blocks).map(Issued::Blocks),
     };
     match issued {

@@ -382,7 +382,7 @@ impl<'a> Domain<'a> {
     /// Visits the vbds that something happened to, and all of them when a time has come.
     fn vbds_turn(&mut self, hal: &mut impl Hal, now: Instant) {
         let Tables { vbds, due, first_deadline, io, .. } = &mut *self.tables;
-        io.take_stirred().from(0).for_each(|index| due.add(index));
+        io.take_stirred(due);
         if first_deadline.is_some_and(|at| at <= now) {
             *first_deadline = None;
             (0..vbds.len()).for_each(|index| due.add(index));
@@ -406,6 +406,9 @@ impl<'a> Domain<'a> {
         *first_deadline = first_deadline.iter().copied().chain(vbd.deadline()).min();
         if ports.set_vbd(index, vbd.changes(), vbd.ports()) {
             io.ring_called(index);
+        }
+        if vbd.requests_mut().is_some_and(|requests| requests.has_ended()) {
+            io.requests_ended(index);
         }
         if vbd.is_finished() && self.speaker != Some(Speaker::Vbd(index)) {
             vbds[index] = None;

@@ -31,7 +31,7 @@ impl Set {
 
     /// Its members, which it has no more.
     pub(super) fn take(&mut self) -> Self {
-        if self.is_empty() { Self::EMPTY } else { core::mem::take(self) }
+        core::mem::take(self)
     }
 
     pub(super) fn add_all(&mut self, others: &Self) {
@@ -40,6 +40,13 @@ impl Set {
         }
         self.words.iter_mut().zip(others.words).for_each(|(word, other)| *word |= other);
         self.used |= others.used;
+    }
+
+    /// Adds the members of another set, which has them no more.
+    pub(super) fn take_all(&mut self, others: &mut Self) {
+        if !others.is_empty() {
+            self.add_all(&others.take());
+        }
     }
 
     pub(super) fn remove(&mut self, index: usize) {
@@ -51,15 +58,15 @@ impl Set {
     }
 
     /// The members as they are now, the first one from `start` on first, each once.
-    pub(super) fn from(self, start: usize) -> impl Iterator<Item = usize> {
-        let mut rest = self;
-        let mut at = start;
-        core::iter::from_fn(move || {
-            let index = rest.next(at)?;
-            rest.remove(index);
-            at = index + 1;
-            Some(index)
-        })
+    pub(super) fn from(self, start: usize) -> Members {
+        let start = if start < VBD_PLACES { start } else { 0 };
+        let Self { mut words, used } = self;
+        let word = start / BITS;
+        let bits = words[word] & (u64::MAX << (start % BITS));
+        // What is before `start` in its word comes last.
+        words[word] &= !bits;
+        let rest = if words[word] == 0 { used & !(1 << word) } else { used };
+        Members { words, rest, word, bits }
     }
 
     /// The first member from `start` on, or else the first of all.
@@ -80,6 +87,33 @@ impl Set {
         let later = self.used & (u64::MAX << first << 1);
         let word = (later != 0).then(|| later.trailing_zeros() as usize)?;
         Some(word * BITS + self.words[word].trailing_zeros() as usize)
+    }
+}
+
+/// Members that are walked, word by word and once round the end.
+pub(super) struct Members {
+    words: [u64; WORDS],
+    /// Words with members that are still to come, without those of the one that is walked.
+    rest: u64,
+    word: usize,
+    bits: u64,
+}
+
+impl Iterator for Members {
+    type Item = usize;
+
+    #[inline]
+    fn next(&mut self) -> Option<usize> {
+        if self.bits == 0 {
+            let after = self.rest & (u64::MAX << self.word << 1);
+            let words = if after == 0 { self.rest } else { after };
+            self.word = (words != 0).then(|| words.trailing_zeros() as usize)?;
+            self.rest &= !(1 << self.word);
+            self.bits = self.words[self.word];
+        }
+        let bit = self.bits.trailing_zeros() as usize;
+        self.bits &= self.bits - 1;
+        Some(self.word * BITS + bit)
     }
 }
 

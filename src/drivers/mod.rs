@@ -190,9 +190,10 @@ impl Disk {
         }
     }
 
-    /// How many commands it can take, until one of those that it has is completed.
+    /// How many commands it can take until one of those that it has is completed; while it takes none for another
+    /// reason, [`Disk::submit`] says so.
     #[must_use]
-    pub fn room(&self) -> usize {
+    pub fn room(&self) -> Option<usize> {
         match self {
             Self::Nvme(nvme) => nvme.room(),
         }

@@ -16,9 +16,11 @@ mod intake;
 #[cfg(test)]
 mod tests;
 
+use heapless::Vec;
+
 use self::intake::Intake;
 use super::means::Means;
-use crate::limits::SLOTS;
+use crate::limits::{COMMAND_SPANS, SLOTS};
 use crate::units::{Block, Instant, Port, Span};
 use crate::volume::Volume;
 use crate::wire::blkif::{Operation, Status};
@@ -52,13 +54,53 @@ pub enum Work {
 }
 
 /// The data of a command: as many spans as any command takes.
-pub type Spans = heapless::Vec<Span, { crate::limits::COMMAND_SPANS }>;
+#[derive(Debug)]
+pub struct Spans {
+    spans: Vec<Span, COMMAND_SPANS>,
+    /// For each, how many segments of its request are issued once it is.
+    segments: Vec<u16, COMMAND_SPANS>,
+}
+
+impl Spans {
+    /// None.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "constant, for a static")]
+    pub const fn new() -> Self {
+        Self { spans: Vec::new(), segments: Vec::new() }
+    }
+
+    /// What a disk is asked for.
+    #[must_use]
+    pub fn as_slice(&self) -> &[Span] {
+        &self.spans
+    }
+
+    /// What was issued once a command took so many of them, at least one.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    #[must_use]
+    pub fn issued(&self, spans: usize) -> Issued {
+        let bytes = self.spans[..spans].iter().map(|span| span.bytes).sum();
+        Issued::Data { segments: self.segments[spans - 1], bytes }
+    }
+
+    fn clear(&mut self) {
+        self.spans.clear();
+        self.segments.clear();
+    }
+}
 
 /// What one command takes of what is left of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Issued {
-    /// So many spans from the front.
-    Spans(usize),
+    /// So many bytes, with which so many segments of the request are issued.
+    Data {
+        /// All of them, also those that earlier commands took.
+        segments: u16,
+        /// Those of this command.
+        bytes: u32,
+    },
     /// The flush.
     Flush,
     /// So many blocks of a discard.
@@ -220,7 +262,10 @@ impl Requests {
             }
         };
         if work != Work::Flush {
-            spans.extend(slot.rest().map(|(span, _)| span).take(spans.capacity()));
+            for (span, segments) in slot.rest().take(COMMAND_SPANS) {
+                // There is room.
+                let _ = (spans.spans.push(span), spans.segments.push(segments));
+            }
         }
         Some(Command { slot: index, work })
     }
@@ -236,9 +281,9 @@ impl Requests {
         self.commands += 1;
         match issued {
             Issued::Flush => assert!(core::mem::take(&mut slot.flush), "there was a flush to issue"),
-            Issued::Spans(spans) => {
-                assert!(!slot.flush && spans > 0, "a command has data");
-                let bytes = slot.issue(spans);
+            Issued::Data { segments, bytes } => {
+                assert!(!slot.flush, "a command has data");
+                slot.issue(segments);
                 slot.next = Block(slot.next.0.saturating_add(self.service.volume.blocks_in(bytes).0));
             }
             Issued::Blocks(blocks) => {
@@ -352,15 +397,12 @@ impl Requests {
         self.intake.close();
     }
 
-    /// Nobody waits for the answers any more: what the disk has is waited for, and nothing more is to be issued.
-    pub const fn abandon(&mut self) {
+    /// Nobody waits for the answers any more: what the disk has is waited for, and nothing more is issued.
+    pub fn abandon(&mut self) {
         self.abandoned = true;
-    }
-
-    /// Whether [`Requests::abandon`] was called.
-    #[must_use]
-    pub const fn is_abandoned(&self) -> bool {
-        self.abandoned
+        while self.issue.len() > 0 {
+            self.refused();
+        }
     }
 
     /// A request has all it needs.
@@ -402,9 +444,16 @@ impl Requests {
         }
     }
 
+    #[inline]
     fn enqueue(&mut self, index: u8) {
-        self.means.slots[index].queued = true;
-        self.issue.push(index);
+        let slot = &mut self.means.slots[index];
+        if self.abandoned {
+            slot.abandon();
+            self.finished.push(index);
+        } else {
+            slot.queued = true;
+            self.issue.push(index);
+        }
     }
 
     fn dequeue(&mut self) -> u8 {

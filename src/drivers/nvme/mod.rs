@@ -299,8 +299,8 @@ impl Nvme {
     }
 
     /// See [`super::Disk::room`].
-    pub fn room(&self) -> usize {
-        self.tags.room()
+    pub fn room(&self) -> Option<usize> {
+        matches!(self.state, State::Ready).then(|| self.tags.room())
     }
 
     /// The disk with this index, if it takes commands now.

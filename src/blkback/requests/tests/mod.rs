@@ -171,13 +171,13 @@ impl Rig {
         let mut spans = Spans::new();
         for _ in 0..commands {
             let Some(Command { slot, work }) = self.requests.next_command(&mut spans) else { return };
-            spans.truncate(most);
+            let taken = spans.as_slice().len().min(most);
             self.requests.issued(match work {
-                Work::Read(_) | Work::Write(_) | Work::WriteThrough(_) => Issued::Spans(spans.len()),
+                Work::Read(_) | Work::Write(_) | Work::WriteThrough(_) => spans.issued(taken),
                 Work::Flush => Issued::Flush,
                 Work::Discard(_, blocks) => Issued::Blocks(blocks),
             });
-            self.held.push(Held { slot, work, spans: List::from(&spans[..]) });
+            self.held.push(Held { slot, work, spans: List::from(&spans.as_slice()[..taken]) });
         }
     }
 
