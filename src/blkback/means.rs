@@ -25,8 +25,8 @@ use crate::units::{Instant, PAGE_SIZE};
 const PER_PAGE: usize = PAGE_SIZE / size_of::<Slot>();
 const SLOT_PAGES: usize = SLOTS.div_ceil(PER_PAGE);
 
-// Slots are named by a byte, and found by shifts.
-const _: () = assert!(SLOTS <= 1 << u8::BITS && PER_PAGE.is_power_of_two());
+// Slots are named by a byte, and found by shifts and a mask.
+const _: () = assert!(SLOTS <= 1 << u8::BITS && PER_PAGE.is_power_of_two() && SLOT_PAGES.is_power_of_two());
 
 /// Rings in a page.
 const LINKS_PER_PAGE: usize = 8;
@@ -140,13 +140,13 @@ impl Index<u8> for Slots {
     type Output = Slot;
 
     fn index(&self, slot: u8) -> &Slot {
-        &self.0[usize::from(slot) / PER_PAGE][usize::from(slot) % PER_PAGE]
+        &self.0[usize::from(slot) / PER_PAGE % SLOT_PAGES][usize::from(slot) % PER_PAGE]
     }
 }
 
 impl IndexMut<u8> for Slots {
     fn index_mut(&mut self, slot: u8) -> &mut Slot {
-        &mut self.0[usize::from(slot) / PER_PAGE][usize::from(slot) % PER_PAGE]
+        &mut self.0[usize::from(slot) / PER_PAGE % SLOT_PAGES][usize::from(slot) % PER_PAGE]
     }
 }
 

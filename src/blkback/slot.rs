@@ -7,7 +7,7 @@ use crate::hal::{DeviceAccess, DmaPage};
 use crate::limits::{INDIRECT_SEGMENTS, SEGMENTS};
 use crate::mem::SharedPage;
 use crate::units::{Block, BusAddr, GrantHandle, GrantRef, Instant, PAGE_SIZE, SECTOR_SIZE, Sector, Span};
-use crate::wire::blkif::{Head, Operation, Reject, SEGMENT_BYTES, Segment, Status};
+use crate::wire::blkif::{Head, Operation, Reject, SEGMENT_BYTES, Segment, Segments, Status};
 
 /// How a guest's page is held.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -156,12 +156,12 @@ impl Slot {
     }
 
     /// The segments of a direct request.
-    pub(super) fn hold(&mut self, segments: &[Segment]) {
-        self.count = segments.len() as u16;
-        for (piece, segment) in self.direct.iter_mut().zip(segments) {
-            *piece = Piece::new(*segment);
+    pub(super) fn hold(&mut self, segments: Segments<'_>) {
+        for (piece, segment) in self.direct.iter_mut().zip(segments.iter()) {
+            *piece = Piece::new(segment);
+            self.count += 1;
         }
-        self.sectors = segments.iter().map(|segment| segment.sectors()).sum();
+        self.sectors = segments.sectors();
     }
 
     /// Makes room for the segments of an indirect request; returns where they are to be copied to.
@@ -398,7 +398,8 @@ mod tests {
             let request: [(u64, (u8, u8)); 4] = [0, 1, 2, 3].map(shape);
             let mut slot = Slot::EMPTY;
             slot.accept(HEAD, 0, Operation::Read, Instant(0));
-            slot.hold(&request.map(|(_, (first, last))| Segment { gref: GrantRef(0), first, last }));
+            let places = request.map(|(_, (first, last))| segment_bytes((0, first, last)));
+            slot.hold(Segments::parse(&places).unwrap());
             for (i, (page, _)) in request.iter().enumerate() {
                 slot.set_piece(i, slot.piece(i).at(Grant::Kept(0), BusAddr(page * 4096)));
             }
@@ -418,7 +419,7 @@ mod tests {
     fn a_slot_keeps_nothing_of_the_request_before() {
         let mut slot = Slot::EMPTY;
         slot.accept(HEAD, 3, Operation::Barrier, Instant(1));
-        slot.hold(&[Segment { gref: GrantRef(1), first: 0, last: 7 }; SEGMENTS]);
+        slot.hold(Segments::parse(&[segment_bytes((1, 0, 7)); SEGMENTS]).unwrap());
         assert!(slot.flush && slot.sectors == 88);
         slot.left = Block(9);
         slot.abandon();

@@ -403,7 +403,7 @@ impl<'a> Domain<'a> {
         let Tables { vbds, due, first_deadline, ports, io, .. } = &mut *self.tables;
         let Some(vbd) = &mut vbds[index] else { return };
         due.add(index);
-        *first_deadline = first_deadline.iter().copied().chain(vbd.deadline()).min();
+        *first_deadline = earlier(*first_deadline, vbd.deadline());
         if ports.set_vbd(index, vbd.changes(), vbd.ports()) {
             io.ring_called(index);
         }
@@ -480,12 +480,21 @@ impl<'a> Domain<'a> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let disks = self.tables.disks.iter().flatten().filter_map(Disk::deadline);
+        let mut first = earlier(self.tables.first_deadline, self.pci.deadline());
+        first = earlier(earlier(first, self.home.deadline()), self.survey.deadline());
         // A controller has the number of its disk.
-        let controllers = self.controllers[..self.tables.disks.len()].iter().flatten();
-        let others =
-            [self.tables.first_deadline, self.pci.deadline(), self.home.deadline(), self.survey.deadline()];
-        let soonest = disks.chain(controllers.filter_map(Controller::deadline)).min();
-        others.into_iter().flatten().chain(soonest).min()
+        for (disk, controller) in self.tables.disks.iter().zip(&self.controllers) {
+            first = earlier(first, disk.as_ref().and_then(Disk::deadline));
+            first = earlier(first, controller.as_ref().and_then(Controller::deadline));
+        }
+        first
+    }
+}
+
+/// The earlier of two times that there may be.
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }

@@ -1,7 +1,7 @@
 //! The blkif protocol's requests and responses (xen/include/public/io/blkif.h): ring entries that a
 //! guest filled in, in the layout of its ABI, and what they mean. [`super::ring`] carries the entries.
 
-use heapless::Vec;
+use core::fmt;
 
 use crate::limits::{INDIRECT_SEGMENTS, SEGMENTS};
 use crate::units::{GrantRef, SECTOR_SIZE, Sector};
@@ -174,12 +174,14 @@ impl Segment {
     /// # Errors
     /// It ends before it starts, or outside its page.
     pub fn parse(bytes: [u8; SEGMENT_BYTES]) -> Result<Self, Reject> {
+        let segment = Self::read(bytes);
+        let makes_sense = segment.first <= segment.last && segment.last < SECTORS_PER_PAGE;
+        makes_sense.then_some(segment).ok_or(Reject::Segment)
+    }
+
+    const fn read(bytes: [u8; SEGMENT_BYTES]) -> Self {
         let gref = GrantRef(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-        let (first, last) = (bytes[FIRST_SECT], bytes[LAST_SECT]);
-        if first > last || last >= SECTORS_PER_PAGE {
-            return Err(Reject::Segment);
-        }
-        Ok(Self { gref, first, last })
+        Self { gref, first: bytes[FIRST_SECT], last: bytes[LAST_SECT] }
     }
 
     /// Its length in sectors: 1 to 8.
@@ -189,13 +191,56 @@ impl Segment {
     }
 }
 
-/// The segments of a direct request.
-pub type Segments = Vec<Segment, SEGMENTS>;
+/// The segments of a direct request, in its entry: each makes sense.
+#[derive(Clone, Copy)]
+pub struct Segments<'e> {
+    places: &'e [[u8; SEGMENT_BYTES]],
+    sectors: u64,
+}
+
+impl<'e> Segments<'e> {
+    /// The segments at these places.
+    ///
+    /// # Errors
+    /// One makes no sense.
+    pub fn parse(places: &'e [[u8; SEGMENT_BYTES]]) -> Result<Self, Reject> {
+        let mut sectors = 0;
+        for place in places {
+            sectors += Segment::parse(*place)?.sectors();
+        }
+        Ok(Self { places, sectors })
+    }
+
+    /// Their length in sectors together.
+    #[must_use]
+    pub const fn sectors(self) -> u64 {
+        self.sectors
+    }
+
+    /// One after the other.
+    pub fn iter(self) -> impl Iterator<Item = Segment> {
+        self.places.iter().copied().map(Segment::read)
+    }
+}
+
+impl PartialEq for Segments<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Segments<'_> {}
+
+impl fmt::Debug for Segments<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
 
 /// A request whose counts and shapes are sound. Whether the place on the disk exists is for the
 /// volume to say, whether the grants do is for Xen.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Request {
+pub enum Request<'e> {
     /// Its segments are in the ring entry; only a flush or a barrier may have none.
     Direct {
         /// What to do.
@@ -203,7 +248,7 @@ pub enum Request {
         /// Where on the virtual disk. Means nothing without segments.
         sector: Sector,
         /// With which memory.
-        segments: Segments,
+        segments: Segments<'e>,
     },
     /// Its segments are in a page of the guest's.
     Indirect {
@@ -229,12 +274,12 @@ pub enum Request {
 // One page holds the segments of any indirect request.
 const _: () = assert!(INDIRECT_SEGMENTS * SEGMENT_BYTES <= crate::units::PAGE_SIZE);
 
-impl Request {
+impl<'e> Request<'e> {
     /// What an entry asks for.
     ///
     /// # Errors
     /// Why it cannot be asked for; answer it with [`Reject::status`].
-    pub fn parse(protocol: Protocol, entry: &Entry) -> Result<Self, Reject> {
+    pub fn parse(protocol: Protocol, entry: &'e Entry) -> Result<Self, Reject> {
         let sector = Sector(u64_at(entry, protocol.sector_number()));
         match entry[OPERATION] {
             OP_DISCARD => Ok(Self::Discard { sector, sectors: u64_at(entry, protocol.rest()) }),
@@ -256,11 +301,7 @@ impl Request {
                     return Err(Reject::SegmentCount);
                 }
                 let (places, _) = entry[protocol.rest()..].as_chunks::<SEGMENT_BYTES>();
-                let mut segments = Segments::new();
-                for place in places.iter().take(count) {
-                    // There is room.
-                    let _ = segments.push(Segment::parse(*place)?);
-                }
+                let segments = Segments::parse(&places[..count])?;
                 Ok(Self::Direct { op, sector, segments })
             }
         }
@@ -399,9 +440,9 @@ pub(crate) mod tests {
     }
 
     /// What a direct request says: operation, sector, segments.
-    fn direct(protocol: Protocol, entry: &Entry) -> Result<(Operation, Sector, Segments), Reject> {
+    fn direct(protocol: Protocol, entry: &Entry) -> Result<(Operation, Sector, Vec<Segment>), Reject> {
         Request::parse(protocol, entry).map(|request| match request {
-            Request::Direct { op, sector, segments } => (op, sector, segments),
+            Request::Direct { op, sector, segments } => (op, sector, segments.iter().collect()),
             other => panic!("not direct: {other:?}"),
         })
     }
@@ -482,7 +523,8 @@ pub(crate) mod tests {
     #[test]
     fn indirect_requests_have_1_to_256_segments_and_an_operation_that_takes_them() {
         for count in 0..=u16::MAX {
-            let parsed = Request::parse(X86_64, &indirect(X86_64, OP_READ, 0, 0, count, 9));
+            let entry = indirect(X86_64, OP_READ, 0, 0, count, 9);
+            let parsed = Request::parse(X86_64, &entry);
             let expected = match count {
                 1..=256 => {
                     let (sector, page) = (Sector(0), GrantRef(9));
@@ -493,7 +535,8 @@ pub(crate) mod tests {
             assert_eq!(parsed, expected);
         }
         for op in 2..=u8::MAX {
-            let parsed = Request::parse(X86_64, &indirect(X86_64, op, 0, 0, 1, 9));
+            let entry = indirect(X86_64, op, 0, 0, 1, 9);
+            let parsed = Request::parse(X86_64, &entry);
             assert_eq!(parsed, Err(Reject::IndirectOperation), "{op}");
         }
     }
@@ -535,8 +578,9 @@ pub(crate) mod tests {
                 assert!((START_BYTES..=protocol.entry_bytes()).contains(&used) && used.is_multiple_of(4));
                 let mut other = entry;
                 other[used..].fill(0xa5);
-                let parse = |entry: &Entry| (Head::parse(protocol, entry), Request::parse(protocol, entry));
-                assert_eq!(parse(&entry), parse(&other), "{protocol:?}, {operation}, {count}");
+                let [one, another] = [&entry, &other]
+                    .map(|entry| (Head::parse(protocol, entry), Request::parse(protocol, entry)));
+                assert_eq!(one, another, "{protocol:?}, {operation}, {count}");
             }
         }
     }

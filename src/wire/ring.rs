@@ -234,9 +234,9 @@ impl BackRing {
     }
 }
 
-/// Where the entry of a free-running index lies in the ring.
+/// Where the entry of a free-running index lies in a ring of so many entries, a power of two.
 const fn place(protocol: Protocol, entries: u32, index: u32) -> usize {
-    HEADER_BYTES + (index % entries) as usize * protocol.entry_bytes()
+    HEADER_BYTES + (index & (entries - 1)) as usize * protocol.entry_bytes()
 }
 
 /// The page in which bytes from `at` on lie, where there, and how many of them; the others begin the next page.

@@ -106,18 +106,17 @@ impl Requests {
     /// all of a request's; true when there were any such requests. [`Requests::answer`] is due when
     /// the batch was unmapped: a guest may reuse its pages as soon as it is answered.
     pub fn reap(&mut self, unmaps: &mut Vec<GrantMapping, GRANT_BATCH>) -> bool {
-        while let Some(index) = self.finished.front() {
+        while let Some(index) = self.finished.get(self.reaped) {
             if unmaps.capacity() - unmaps.len() < self.means.slots[index].pieces() {
                 break;
             }
-            self.finished.pop();
             self.give_back(index, unmaps);
-            self.reaped.push(index);
+            self.reaped += 1;
         }
         if let Some(keep) = &mut self.means.keep {
             keep.make_room(unmaps);
         }
-        self.reaped.len() > 0
+        self.reaped > 0
     }
 
     /// Pages that are mapped for requests in flight, and not kept.
@@ -145,13 +144,15 @@ impl Requests {
     pub(super) fn map(&mut self, index: u8, now: Instant, maps: &mut Vec<GrantMap, GRANT_BATCH>) {
         let slot = &mut self.means.slots[index];
         // A page that is kept serves reads and writes.
-        let access = if self.intake.persistent { DeviceAccess::Writes } else { slot.access() };
+        let (mut keep, access) = match &mut self.means.keep {
+            Some(keep) if self.intake.persistent => (Some(keep), DeviceAccess::Writes),
+            Some(_) | None => (None, slot.access()),
+        };
         let before = maps.len();
         for i in 0..slot.pieces() {
             let piece = slot.piece(i);
             let Grant::Asked(gref) = piece.grant else { continue };
-            let kept = self.means.keep.as_mut().filter(|_| self.intake.persistent);
-            match kept.and_then(|keep| keep.find(gref, now)) {
+            match keep.as_mut().and_then(|keep| keep.find(gref, now)) {
                 Some((place, page)) => slot.set_piece(i, piece.at(Grant::Kept(place), page)),
                 None => {
                     maps.push(GrantMap::new(self.service.guest, gref, access))
@@ -169,6 +170,7 @@ impl Requests {
     /// Gives a request its results, from the front; returns the others.
     fn take_over<'a>(&mut self, index: u8, now: Instant, mut results: &'a [GrantMap]) -> &'a [GrantMap] {
         let slot = &mut self.means.slots[index];
+        let mut keep = self.means.keep.as_mut().filter(|_| self.intake.persistent);
         for i in 0..slot.pieces() {
             let piece = slot.piece(i);
             let Grant::Asked(gref) = piece.grant else { continue };
@@ -176,8 +178,7 @@ impl Requests {
             results = others;
             match result.result {
                 Ok(mapping) => {
-                    let keep = self.means.keep.as_mut().filter(|_| self.intake.persistent);
-                    let grant = match keep.and_then(|keep| keep.insert(gref, mapping, now)) {
+                    let grant = match keep.as_mut().and_then(|keep| keep.insert(gref, mapping, now)) {
                         Some(place) => Grant::Kept(place),
                         None => {
                             self.held += 1;

@@ -171,17 +171,16 @@ impl Requests {
         &mut self,
         head: Head,
         ring: u8,
-        request: &Request,
+        request: &Request<'_>,
         now: Instant,
         batch: &mut Batch,
     ) -> Result<Taken, Reject> {
         match request {
             Request::Direct { op, sector, segments } => {
-                let sectors = segments.iter().map(|segment| segment.sectors()).sum();
-                let first = self.place(*op, *sector, sectors)?;
+                let first = self.place(*op, *sector, segments.sectors())?;
                 let index = self.accept(head, ring, *op, now);
                 let slot = &mut self.means.slots[index];
-                slot.hold(segments);
+                slot.hold(*segments);
                 slot.next = first;
                 self.map(index, now, &mut batch.maps);
             }

@@ -57,8 +57,8 @@ pub enum Work {
 #[derive(Debug)]
 pub struct Spans {
     spans: Vec<Span, COMMAND_SPANS>,
-    /// For each, how many segments of its request are issued once it is.
-    segments: Vec<u16, COMMAND_SPANS>,
+    /// For each, what is issued when it is the last that a command takes.
+    parts: Vec<Part, COMMAND_SPANS>,
 }
 
 impl Spans {
@@ -66,7 +66,7 @@ impl Spans {
     #[must_use]
     #[expect(clippy::new_without_default, reason = "constant, for a static")]
     pub const fn new() -> Self {
-        Self { spans: Vec::new(), segments: Vec::new() }
+        Self { spans: Vec::new(), parts: Vec::new() }
     }
 
     /// What a disk is asked for.
@@ -81,33 +81,36 @@ impl Spans {
     /// When there are not so many.
     #[must_use]
     pub fn issued(&self, spans: usize) -> Issued {
-        let bytes = self.spans[..spans].iter().map(|span| span.bytes).sum();
-        Issued::Data { segments: self.segments[spans - 1], bytes }
+        Issued::Data(self.parts[spans - 1])
     }
 
     fn clear(&mut self) {
         self.spans.clear();
-        self.segments.clear();
+        self.parts.clear();
     }
+}
+
+/// A part of a request's data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Part {
+    /// How many segments of the request are issued with it, from the first one on.
+    pub segments: u16,
+    /// Its bytes.
+    pub bytes: u32,
 }
 
 /// What one command takes of what is left of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Issued {
-    /// So many bytes, with which so many segments of the request are issued.
-    Data {
-        /// All of them, also those that earlier commands took.
-        segments: u16,
-        /// Those of this command.
-        bytes: u32,
-    },
+    /// That much of its data.
+    Data(Part),
     /// The flush.
     Flush,
     /// So many blocks of a discard.
     Blocks(Block),
 }
 
-/// Slots by index, first in first out. Each request goes through four of these: a few instructions for each step.
+/// Slots by index, first in first out. Each request goes through three of these: a few instructions for each step.
 #[derive(Debug)]
 struct Queue {
     slots: [u8; SLOTS],
@@ -137,7 +140,12 @@ impl Queue {
     }
 
     fn front(&self) -> Option<u8> {
-        (self.len() > 0).then(|| self.slots[usize::from(self.head) % SLOTS])
+        self.get(0)
+    }
+
+    /// The one that is taken out after so many others.
+    fn get(&self, after: usize) -> Option<u8> {
+        (after < self.len()).then(|| self.slots[(usize::from(self.head) + after) % SLOTS])
     }
 
     const fn len(&self) -> usize {
@@ -163,10 +171,10 @@ pub struct Requests {
     /// The discard under way. A disk may take long for each of its commands, and all who share the disk
     /// wait for those that it has: so a device has one of them at a time.
     discard: Option<u8>,
-    /// Wait for their pages to be given back.
+    /// Wait for their pages to be given back, and then for the hypercall that does it.
     finished: Queue,
-    /// Wait for the hypercall that gives their pages back.
-    reaped: Queue,
+    /// How many of them, from the front on, wait for the hypercall.
+    reaped: usize,
     /// Pages that are mapped and not kept.
     held: usize,
     /// Commands that the disk has.
@@ -203,7 +211,7 @@ impl Requests {
             discards: Queue::new(),
             discard: None,
             finished: Queue::new(),
-            reaped: Queue::new(),
+            reaped: 0,
             held: 0,
             commands: 0,
             abandoned: false,
@@ -262,9 +270,11 @@ impl Requests {
             }
         };
         if work != Work::Flush {
+            let mut bytes = 0;
             for (span, segments) in slot.rest().take(COMMAND_SPANS) {
+                bytes += span.bytes;
                 // There is room.
-                let _ = (spans.spans.push(span), spans.segments.push(segments));
+                let _ = (spans.spans.push(span), spans.parts.push(Part { segments, bytes }));
             }
         }
         Some(Command { slot: index, work })
@@ -281,7 +291,7 @@ impl Requests {
         self.commands += 1;
         match issued {
             Issued::Flush => assert!(core::mem::take(&mut slot.flush), "there was a flush to issue"),
-            Issued::Data { segments, bytes } => {
+            Issued::Data(Part { segments, bytes }) => {
                 assert!(!slot.flush, "a command has data");
                 slot.issue(segments);
                 slot.next = Block(slot.next.0.saturating_add(self.service.volume.blocks_in(bytes).0));
@@ -345,12 +355,13 @@ impl Requests {
     /// Whether there are finished requests to be reaped.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.finished.len() > 0
+        self.finished.len() > self.reaped
     }
 
     /// Answers what was reaped.
     pub fn answer(&mut self, now: Instant) {
-        while let Some(index) = self.reaped.pop() {
+        for _ in 0..core::mem::take(&mut self.reaped) {
+            let index = self.finished.pop().expect("what was reaped had finished");
             let slot = &mut self.means.slots[index];
             self.means.links[usize::from(slot.ring)].back.push(slot.head(), slot.status);
             let okay = slot.status == Status::Okay;
@@ -405,7 +416,8 @@ impl Requests {
         }
     }
 
-    /// A request has all it needs.
+    /// A request has all it needs. Inlined, because nearly all are only put into a queue here.
+    #[inline(always)]
     fn ready(&mut self, index: u8) {
         match self.means.slots[index].op {
             Operation::Barrier => {
@@ -431,6 +443,7 @@ impl Requests {
     }
 
     /// Lets a discard begin once the one before was answered, or none of them at the end.
+    #[inline]
     fn start_discard(&mut self) {
         while self.discard.is_none()
             && let Some(index) = self.discards.pop()

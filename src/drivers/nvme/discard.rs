@@ -22,7 +22,7 @@ impl Nvme {
         first: Block,
         blocks: Block,
     ) -> Result<Block, Refusal> {
-        let disk = self.disk_to_ask(namespace)?;
+        let disk = *self.disk_to_ask(namespace)?;
         let (Some(discard), Some(limit)) = (disk.discard, self.discard_limit) else {
             return Err(Refusal::Inexpressible);
         };

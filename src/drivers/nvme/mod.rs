@@ -269,23 +269,23 @@ impl Nvme {
         first: Block,
         spans: &[Span],
     ) -> Result<usize, Refusal> {
-        let disk = self.disk_to_ask(namespace)?;
+        let &Namespace { id, block_size, volatile_cache, .. } = self.disk_to_ask(namespace)?;
         let prefix = match operation {
             Operation::Read | Operation::Write | Operation::WriteFua => {
-                Prefix::longest(spans, disk.block_size, self.max_bytes).ok_or(Refusal::Inexpressible)?
+                Prefix::longest(spans, block_size, self.max_bytes).ok_or(Refusal::Inexpressible)?
             }
             Operation::Flush => Prefix::NONE,
         };
         let (tag, command) = self.enter(token)?;
         let data = self.prp_lists.describe(tag, &spans[..prefix.spans]);
-        let blocks = prefix.bytes >> disk.block_size.trailing_zeros();
-        let transfer = |opcode| Submission::transfer(command, opcode, disk.id, first, blocks, data);
+        let blocks = prefix.bytes >> block_size.trailing_zeros();
+        let transfer = |opcode| Submission::transfer(command, opcode, id, first, blocks, data);
         let submission = match operation {
             Operation::Read => transfer(io::READ),
             // Without a volatile cache every write is safe when it ends.
-            Operation::WriteFua if disk.volatile_cache => transfer(io::WRITE).with_force_unit_access(),
+            Operation::WriteFua if volatile_cache => transfer(io::WRITE).with_force_unit_access(),
             Operation::Write | Operation::WriteFua => transfer(io::WRITE),
-            Operation::Flush => Submission::flush(command, disk.id),
+            Operation::Flush => Submission::flush(command, id),
         };
         self.issue(tag, submission);
         Ok(prefix.spans)
@@ -304,13 +304,14 @@ impl Nvme {
     }
 
     /// The disk with this index, if it takes commands now.
-    fn disk_to_ask(&self, namespace: usize) -> Result<Namespace, Refusal> {
+    fn disk_to_ask(&self, namespace: usize) -> Result<&Namespace, Refusal> {
         self.is_taking()?;
-        let disk = self.namespaces.get(namespace).and_then(|disk| disk.ok());
+        let disk = self.namespaces.get(namespace).and_then(|disk| disk.as_ref().ok());
         disk.ok_or(Refusal::Inexpressible)
     }
 
     /// Enters a command, if there is room. [`Nvme::issue`] is due next.
+    #[inline]
     fn enter(&mut self, token: Token) -> Result<(Tag, CommandId), Refusal> {
         if self.tags.is_empty() {
             self.watch.start(self.now);

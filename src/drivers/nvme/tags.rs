@@ -103,6 +103,7 @@ impl Tags {
     }
 
     /// Enters a command that is issued now, if there is room. [`Tags::keep`] is due next.
+    #[inline]
     pub(super) fn enter(&mut self, token: Token, now: Instant) -> Option<(Tag, CommandId)> {
         let place = self.used.trailing_ones();
         if place >= self.most {
@@ -112,8 +113,8 @@ impl Tags {
         self.room -= 1;
         self.submitted += 1;
         let entry = &mut self.entries[place as usize];
-        let generation = entry.generation;
-        *entry = Entry { token, generation, order: self.submitted, issued: now, ..Entry::EMPTY };
+        (entry.token, entry.order, entry.issued) = (token, self.submitted, now);
+        (entry.retries, entry.reissues) = (0, 0);
         Some((Tag(place as u8), entry.new_id(place)))
     }
 

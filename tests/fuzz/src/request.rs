@@ -69,16 +69,16 @@ fn is_in_page(segment: &[u8]) -> bool {
 }
 
 /// The request, written by somebody else between other bytes, is the same request.
-fn assert_written_again(protocol: Protocol, abi: Abi, entry: &Entry, head: Head, request: &Request) {
+fn assert_written_again(protocol: Protocol, abi: Abi, entry: &Entry, head: Head, request: &Request<'_>) {
     let mut again = entry.map(|byte| !byte);
     let at = |sector: &Sector| abi::Head { operation: head.operation, id: head.id, sector: sector.0 };
     match request {
         Request::Direct { sector, segments, .. } => {
             let mut plain = [(0, 0, 0); DIRECT];
-            for (to, segment) in plain.iter_mut().zip(segments) {
+            for (to, segment) in plain.iter_mut().zip(segments.iter()) {
                 *to = (segment.gref.0, segment.first, segment.last);
             }
-            abi.write(&mut again, at(sector), Body::Direct(&plain[..segments.len()]));
+            abi.write(&mut again, at(sector), Body::Direct(&plain[..segments.iter().count()]));
         }
         Request::Indirect { sector, count, page, .. } => {
             abi.write(&mut again, at(sector), Body::Indirect(*count as u16, &[page.0]));
@@ -157,12 +157,10 @@ impl Place {
     }
 
     /// What a request asks for lies in the volume, or is refused.
-    fn translate(&self, request: &Request) {
+    fn translate(&self, request: &Request<'_>) {
         let Some(volume) = self.volume else { return };
         let (sector, sectors) = match request {
-            Request::Direct { sector, segments, .. } => {
-                (*sector, segments.iter().map(|segment| segment.sectors()).sum())
-            }
+            Request::Direct { sector, segments, .. } => (*sector, segments.sectors()),
             // As many as there can be.
             Request::Indirect { sector, count, .. } => (*sector, 8 * *count as u64),
             Request::Discard { sector, sectors } => (*sector, *sectors),

@@ -131,12 +131,12 @@ fn parts_may_complete_before_the_rest_is_issued() {
     let mut rig = Rig::new(volume(512, 1000), false);
     rig.submit(READ, 1, 0, &[(1, 0, 7), (3, 0, 7)]);
     rig.admit();
-    rig.requests.issued(Issued::Data { segments: 1, bytes: 4096 });
+    rig.requests.issued(Issued::Data(Part { segments: 1, bytes: 4096 }));
     rig.requests.completed(0, true);
     rig.settle();
     assert_eq!(rig.front().response(), None);
     assert_eq!(rig.next(), Some(Work::Read(Block(8))));
-    rig.requests.issued(Issued::Data { segments: 2, bytes: 4096 });
+    rig.requests.issued(Issued::Data(Part { segments: 2, bytes: 4096 }));
     assert_eq!(rig.next(), None);
     rig.requests.completed(0, true);
     rig.settle();
@@ -150,7 +150,7 @@ fn what_the_disk_cannot_express_fails_after_what_was_issued() {
         rig.submit(READ, 1, 0, &[(1, 0, 7), (3, 0, 7)]);
         rig.admit();
         if issued == 1 {
-            rig.requests.issued(Issued::Data { segments: 1, bytes: 4096 });
+            rig.requests.issued(Issued::Data(Part { segments: 1, bytes: 4096 }));
         }
         rig.requests.refused();
         assert_eq!(rig.next(), None);

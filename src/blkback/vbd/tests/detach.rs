@@ -1,7 +1,7 @@
 //! Closing, whoever wants it, and what is left.
 
 use super::*;
-use crate::blkback::Issued;
+use crate::blkback::{Issued, Part};
 use crate::hal::Grants;
 
 /// The controller of the disk that is attached.
@@ -375,7 +375,7 @@ fn pages_that_stay_mapped_go_back_when_they_are_idle_and_at_the_end() {
         assert_eq!(requests.admit(world.now, 1, &mut batch).unwrap().maps, 1);
         world.machine.map(&mut batch.maps);
         requests.mapped(world.now, &batch.maps);
-        requests.issued(Issued::Data { segments: 1, bytes: 4096 });
+        requests.issued(Issued::Data(Part { segments: 1, bytes: 4096 }));
         requests.completed(0, true);
         assert!(requests.reap(&mut heapless::Vec::new()));
         requests.answer(world.now);
