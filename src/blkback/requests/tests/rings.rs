@@ -135,3 +135,22 @@ fn who_connects_again_is_served_whatever_became_of_the_connection_before() {
     assert_eq!(rig.run(READ, 0, &[(1, 0, 7)]), OKAY);
     rig.close();
 }
+
+#[test]
+fn of_what_is_abandoned_only_that_is_waited_for_which_the_disk_has() {
+    let mut rig = rings(1);
+    for id in 0..3 {
+        rig.submit(READ, id, 8 * id, &[(1 + id as u32, 0, 7)]);
+    }
+    assert_eq!(rig.admit().requests, 3);
+    rig.issue_some(1, 1);
+    rig.requests.close();
+    rig.requests.abandon();
+    assert_eq!(rig.next(), None);
+    rig.settle();
+    assert_eq!((rig.requests.in_flight(), rig.requests.commands()), (1, 1));
+    rig.work();
+    rig.settle();
+    assert!(rig.requests.is_drained());
+    rig.close();
+}
