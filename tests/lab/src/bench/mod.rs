@@ -69,7 +69,7 @@ impl Plan {
                 jobs,
             }
         } else {
-            Self { seconds: 3, rounds: [3, 7], scenes: &SCENES, starts: 3, contenders: all.collect(), jobs }
+            Self { seconds: 2, rounds: [3, 5], scenes: &SCENES, starts: 3, contenders: all.collect(), jobs }
         })
     }
 
