@@ -210,7 +210,11 @@ fn a_guest_on_another_disk_is_heard_while_few_mappings_are_left() {
         let load = Load { depth: 1, plain: true, patience, ..Load::new(0, SECTORS, 0) };
         let (_, calm) = attach(&world, 60, "/dev/nvme1n1", load);
         let all_is_taken = 4 * CONNECTED + 2 * SLOW;
-        rogues[0].later(&world, all_is_taken, move |_, state| state.frontends[calm].do_more(5_000));
+        rogues[0].later(&world, all_is_taken, move |_, state| {
+            // Its disk answers at once, so that its next request may come while its ring is being armed.
+            state.lent.controller(1).slow_down(Duration::ZERO..Duration::from_nanos(1));
+            state.frontends[calm].do_more(5_000);
+        });
         run(&mut world, |_, _| false);
         assert_eq!(world.state().frontends[calm].answered(), (5_000, 0));
     }
