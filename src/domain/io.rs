@@ -180,7 +180,7 @@ impl Io {
         self.flushes[controller] > 0 && !disk.has_failed()
     }
 
-    /// Does what can be done now; returns whether anything was.
+    /// Does what can be done now; returns whether there is more, that no event will tell of.
     pub(super) fn turn(
         &mut self,
         hal: &mut impl Hal,
@@ -188,12 +188,12 @@ impl Io {
         disks: &mut Disks,
         vbds: &mut Vbds,
     ) -> bool {
-        let mut progress = self.complete(hal, now, disks, vbds);
-        progress |= self.finish(hal, now, vbds);
+        let mut again = self.complete(hal, now, disks, vbds);
+        self.finish(hal, now, vbds);
         if !self.closing {
-            progress |= self.admit(hal, now, vbds);
+            again |= self.admit(hal, now, vbds);
         }
-        progress |= self.issue(disks, vbds);
+        self.issue(disks, vbds);
         for disk in disks.iter_mut().flatten() {
             disk.kick(hal);
         }
@@ -202,22 +202,24 @@ impl Io {
         if self.turns >= ARM_TURNS {
             self.arm(vbds);
         }
-        progress
+        again || !self.ended.is_empty() || !self.stirred.is_empty()
     }
 
-    /// Takes what the controllers have completed.
+    /// Takes what the controllers have completed; returns whether there may be more to do for them.
     fn complete(&mut self, hal: &mut impl Hal, now: Instant, disks: &mut Disks, vbds: &mut Vbds) -> bool {
-        let mut progress = false;
+        let mut again = false;
         for (controller, disk) in disks.iter_mut().enumerate() {
             let Some(disk) = disk else { continue };
-            progress |= disk.turn(hal, now, &mut self.done);
+            again |= disk.turn(hal, now, &mut self.done);
             for completion in &self.done {
                 match completion.token {
                     OUR_FLUSH => {
+                        again = true;
                         self.flushes[controller] -= 1;
                         continue;
                     }
                     OUR_READ => {
+                        again = true;
                         // One that is not waited for any more ends when its controller is kept from
                         // memory, and another controller's may be under way by then.
                         if self.read == OurRead::UnderWay(controller) {
@@ -237,12 +239,12 @@ impl Io {
             }
             self.done.clear();
         }
-        progress
+        again
     }
 
     /// Gives the grants of ended requests back, then answers them.
-    fn finish(&mut self, hal: &mut impl Hal, now: Instant, vbds: &mut Vbds) -> bool {
-        let Some(first) = self.ended.next(self.reap_cursor) else { return false };
+    fn finish(&mut self, hal: &mut impl Hal, now: Instant, vbds: &mut Vbds) {
+        let Some(first) = self.ended.next(self.reap_cursor) else { return };
         let mut reaped = Set::EMPTY;
         self.unmaps.clear();
         for index in self.ended.from(first) {
@@ -281,10 +283,10 @@ impl Io {
                 self.ended.add(index);
             }
         }
-        !reaped.is_empty()
     }
 
-    /// Takes new requests: copies what indirect ones point to, and maps what all of them name.
+    /// Takes new requests: copies what indirect ones point to, and maps what all of them name. Returns whether some were
+    /// taken and others are still to be.
     fn admit(&mut self, hal: &mut impl Hal, now: Instant, vbds: &mut Vbds) -> bool {
         // Nobody is told of what comes into a ring that is not armed.
         self.called.add_all(&self.popped);
@@ -294,7 +296,6 @@ impl Io {
         }
         self.batch.start(limits::MAPPINGS - self.held);
         self.shares.clear();
-        let mut progress = false;
         let mut first = None;
         for index in self.called.from(self.cursor) {
             let Some(vbd) = vbds.get_mut(index).and_then(Option::as_mut) else {
@@ -328,17 +329,15 @@ impl Io {
                     vbd.fault(fault);
                     self.stirred.add(index);
                     self.called.remove(index);
-                    progress = true;
                 }
             }
         }
         if let Some(first) = first {
             // It may have taken all room in the batch: the next one is first the next time.
             self.cursor = first + 1;
-            progress = true;
         }
         self.call(hal, now, vbds);
-        progress
+        first.is_some() && !self.called.is_empty()
     }
 
     /// Makes the batch's hypercalls, and hands each vbd its share of the results.
@@ -399,8 +398,7 @@ impl Io {
     }
 
     /// Makes commands of accepted requests, one a vbd in turn, while the disks take them.
-    fn issue(&mut self, disks: &mut Disks, vbds: &mut Vbds) -> bool {
-        let mut progress = false;
+    fn issue(&mut self, disks: &mut Disks, vbds: &mut Vbds) {
         for (controller, disk) in disks.iter_mut().enumerate() {
             let Some(disk) = disk else { continue };
             let (queued, cursor) = (&mut self.queued[controller], &mut self.issue_cursors[controller]);
@@ -417,14 +415,8 @@ impl Io {
                 let step = requests
                     .map_or(Step::Empty, |requests| issue_one(index, requests, disk, &mut self.spans));
                 match step {
-                    Step::Issued => {
-                        progress = true;
-                        *cursor = index + 1;
-                    }
-                    Step::Ended => {
-                        progress = true;
-                        self.ended.add(index);
-                    }
+                    Step::Issued => *cursor = index + 1,
+                    Step::Ended => self.ended.add(index),
                     Step::Empty => {
                         waiting.remove(index);
                         queued.remove(index);
@@ -433,7 +425,6 @@ impl Io {
                 }
             }
         }
-        progress
     }
 
     /// Shows the answers, with one event where the frontend asks for it.

@@ -139,7 +139,7 @@ pub enum Disk {
 
 impl Disk {
     /// Moves on: completions into `done` while it has room, then what is due at `now`. Returns
-    /// whether anything happened, and then wants to be called again before anybody sleeps.
+    /// whether it wants to be called again before anybody sleeps.
     pub fn turn<const N: usize>(
         &mut self,
         hal: &mut impl Memory,

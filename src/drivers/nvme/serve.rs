@@ -33,17 +33,18 @@ impl Nvme {
         hal: &mut impl Memory,
         done: &mut Vec<Completion, N>,
     ) -> bool {
-        let mut progress = self.harvest(hal, done);
-        if progress {
+        let taken = self.harvest(hal, done);
+        if taken > 0 {
             self.watch.progress(self.now);
         }
+        let mut again = taken == self.io.entries() || done.is_full();
         if self.tags.is_empty() {
-            return progress;
+            return again;
         }
         self.watch.nothing(self.now);
         if self.retry_at.is_some_and(|at| self.now >= at) {
             self.reissue(hal);
-            progress = true;
+            again = true;
         }
         // Without room left in `done`, what looks late may have been completed long ago.
         if !done.is_full()
@@ -53,23 +54,23 @@ impl Nvme {
             self.restart(hal, fault);
             return true;
         }
-        progress
+        again
     }
 
-    /// Takes completions while there is room for them.
-    fn harvest<const N: usize>(&mut self, hal: &mut impl Memory, done: &mut Vec<Completion, N>) -> bool {
-        let mut progress = false;
+    /// Takes completions while there is room for them: how many there were.
+    fn harvest<const N: usize>(&mut self, hal: &mut impl Memory, done: &mut Vec<Completion, N>) -> u16 {
+        let mut taken = 0;
         for _ in 0..self.io.entries() {
             if done.is_full() {
                 break;
             }
             let Some(entry) = self.io.next() else { break };
-            progress = true;
+            taken += 1;
             // There is room.
             let _ = self.completion(entry).map(|completion| done.push(completion));
         }
         self.io.acknowledge(hal, self.registers);
-        progress
+        taken
     }
 
     /// Takes what the controller says of a command; none, when the command was not in flight or
