@@ -106,6 +106,8 @@ pub(crate) fn run(progress: &Progress, quick: bool, filter: Option<&str>) -> Res
         measure(&stage, &step, &plan, &mut results)?;
         count(&stage, &step, &plan, &mut results)?;
         results.memory = stage.memory()?;
+        step.now("attaching a disk");
+        results.connect = Some(stage.connect(plan.starts)?);
         start(&machine, &step, &plan, stage, &mut results)?;
         Ok(results)
     };

@@ -42,6 +42,8 @@ pub(super) struct Results {
     /// What each server takes of memory, in words.
     pub(super) memory: Vec<(&'static str, String)>,
     pub(super) starts: Option<Starts>,
+    /// Seconds of CPU time that an attach takes of platter.
+    pub(super) connect: Option<Median>,
 }
 
 impl Results {
@@ -59,6 +61,7 @@ impl Results {
             cells: Vec::new(),
             memory: Vec::new(),
             starts: None,
+            connect: None,
         })
     }
 
@@ -167,6 +170,14 @@ impl Results {
             ),
         )];
         sizes.extend(self.memory.iter().map(|(who, what)| (format!("memory of {who}"), what.clone())));
+        let milliseconds = |time: Median| {
+            let [low, median, high] = [time.low, time.median, time.high].map(|time| time * 1e3);
+            format!("{median:.1} ms ({low:.1}-{high:.1})")
+        };
+        if let Some(connect) = self.connect {
+            let what = "CPU time of platter to offer a disk and connect it";
+            sizes.push((what.to_owned(), milliseconds(connect)));
+        }
         if let Some(starts) = &self.starts {
             let seconds = |time: Median| format!("{:.2} s ({:.2}-{:.2})", time.median, time.low, time.high);
             sizes.push((
@@ -179,7 +190,7 @@ impl Results {
                     starts.ratio()
                 ),
             ));
-            sizes.push(("CPU time of platter until ready".to_owned(), seconds(starts.platter_cpu)));
+            sizes.push(("CPU time of platter until ready".to_owned(), milliseconds(starts.platter_cpu)));
         }
         sizes
     }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde::Serialize;
 
 use super::job::Job;
-use super::series::Sample;
+use super::series::{Median, Sample};
 use crate::fio::{self, Measure};
 use crate::machine::{
     Controller, DISK_SIZE, Daemon, Disks, Linux, Machine, Manner, NAME, Platter, Settings, Spec, disk_spec,
@@ -264,6 +264,23 @@ impl<'m> Stage<'m> {
             ),
             ("qdisk", format!("{qemu} MiB resident in dom0, a process a guest")),
         ])
+    }
+
+    /// Seconds of CPU time that platter takes to offer a disk and to connect it, each time.
+    ///
+    /// # Errors
+    /// The disk does not come or go.
+    pub(super) fn connect(&self, times: u32) -> Result<Median> {
+        let (contender, guest) = (CONTENDERS[0], &self.guests[0]);
+        let (vdev, platter) = (contender.vdev(), self.domain(Server::Platter)?);
+        let connect = |_| {
+            guest.detach(&vdev)?;
+            let before = self.machine.cpu_time(platter)?;
+            self.machine.dom0(&format!("xl block-attach {} '{}'", guest.name(), contender.disk(0)))?;
+            guest.wait_disk(&vdev)?;
+            Ok((self.machine.cpu_time(platter)? - before) as f64 / 1e9)
+        };
+        Ok(Median::of((0..times).map(connect).collect::<Result<Vec<_>>>()?.into_iter()))
     }
 
     /// Ends all domains but dom0, and waits until their controllers are free.
