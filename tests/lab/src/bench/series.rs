@@ -58,7 +58,7 @@ impl Series {
         Median::of(self.0.iter().zip(&other.0).map(|(one, other)| of(one) / of(other)))
     }
 
-    /// Whether requests a second, and CPU time where it is of note, are the same in all rounds but for this part.
+    /// Whether the middle half of the rounds had the same requests a second but for this part.
     pub(super) fn is_steady(&self, spread: f64) -> bool {
         self.median(|sample| sample.iops).spread() <= spread
     }
