@@ -214,7 +214,6 @@ impl Io {
             for completion in &self.done {
                 match completion.token {
                     OUR_FLUSH => {
-                        again = true;
                         self.flushes[controller] -= 1;
                         continue;
                     }

@@ -22,6 +22,7 @@ mod interrupt;
 mod machine;
 mod mutants;
 mod oracle;
+mod parallel;
 mod paths;
 mod process;
 mod programs;
@@ -80,7 +81,7 @@ enum Action {
     Test {
         /// Only tests whose name, fuzz targets whose `fuzz/target`, or scenarios whose `boot/story`, contains this.
         filter: Option<String>,
-        /// The long lane too: long jobs, platter measured beside a Linux driver domain, everything on both daemons.
+        /// The long lane too: long jobs, the bench in its quick form, everything on both daemons.
         #[arg(long)]
         all: bool,
     },

@@ -257,12 +257,18 @@ fn a_device_whose_controller_goes_closes_without_its_frontend() {
     world.assert_over();
 }
 
-#[test]
-fn a_device_that_cannot_be_offered_again_stays_closed_until_it_can() {
+/// A device that was connected when its controller went, 0.3 seconds later.
+fn without_controller() -> World {
     let mut world = World::connected();
     world.volumes.remove_controller(CONTROLLER, "its controller went");
     world.vbd.withdraw(CONTROLLER, "its controller went");
     world.run_until(300);
+    world
+}
+
+#[test]
+fn a_device_that_cannot_be_offered_again_stays_closed_until_it_can() {
+    let mut world = without_controller();
     world.trace.clear();
     // Meanwhile its guest was paused, and does not know.
     for _ in 0..3 {
@@ -282,10 +288,7 @@ fn a_device_that_cannot_be_offered_again_stays_closed_until_it_can() {
 
 #[test]
 fn a_guest_that_keeps_starting_again_without_its_disk_is_slowed_down() {
-    let mut world = World::connected();
-    world.volumes.remove_controller(CONTROLLER, "its controller went");
-    world.vbd.withdraw(CONTROLLER, "its controller went");
-    world.run_until(300);
+    let mut world = without_controller();
     let before = world.jobs;
     for millis in 300..10_300 {
         world.set(FRONT, "state", "1");

@@ -184,8 +184,8 @@ pub(crate) fn run(progress: &Progress, filter: Option<&str>) -> Result<()> {
 fn measure_all(world: &World, filter: &str) -> Result<Vec<Vec<String>>> {
     world.story("attacks");
     let field = Field::prepare(world)?;
-    pin(world, NAME, PROCESSORS[0])?;
-    pin(world, field.bob.name(), PROCESSORS[1])?;
+    world.machine().pin(NAME, PROCESSORS[0])?;
+    world.machine().pin(field.bob.name(), PROCESSORS[1])?;
     let names: Vec<String> = names(&field)?.into_iter().filter(|name| name.contains(filter)).collect();
     ensure!(!names.is_empty(), "no attack's name contains {filter:?}");
     world.step("bob alone");
@@ -216,11 +216,6 @@ fn are_steady(figures: &[Duration]) -> bool {
     least.zip(most).is_none_or(|(least, most)| *most <= *least * 3 / 2)
 }
 
-/// Has a domain's processors be one of the machine's.
-fn pin(world: &World, domain: &str, processor: u32) -> Result<()> {
-    world.machine().dom0(&format!("xl vcpu-pin {domain} all {processor}")).map(drop)
-}
-
 /// The attacks there are, as the image lists them.
 fn names(field: &Field) -> Result<Vec<String>> {
     let image = field.attacker("torture list")?;
@@ -235,7 +230,7 @@ fn beside(field: &Field, name: &str) -> Result<(u64, Measure)> {
     world.step(name);
     interrupt::check()?;
     let attacker = field.attacker(&format!("torture={name} seconds={ATTACK_SECONDS}"))?;
-    pin(world, MALLORY, PROCESSORS[2])?;
+    world.machine().pin(MALLORY, PROCESSORS[2])?;
     await_word(world, &attacker, name, |said| {
         said.begun.as_deref().filter(|begun| *begun == name).map(drop)
     })?;

@@ -9,7 +9,7 @@ use super::series::{Median, Sample, Series};
 use super::stage::{Contender, Server};
 use super::start::Starts;
 use super::trace::Hypercalls;
-use crate::{paths, report};
+use crate::{paths, report, setup};
 
 /// A job on a contender, by so many guests at once.
 #[derive(Debug, Clone, Serialize)]
@@ -50,11 +50,8 @@ impl Results {
     pub(super) fn new(seconds: u32, image: u64) -> Result<Self> {
         let machine = paths::machine();
         let size = |name: &str| fs::metadata(machine.join(name)).map(|file| file.len());
-        let all = fs::read_to_string(machine.join("versions"))?;
-        let telling = ["linux-image", "qemu-system-xen", "xen-hypervisor", "fio"];
-        let versions = all.lines().filter(|line| telling.iter().any(|package| line.starts_with(package)));
         Ok(Self {
-            versions: versions.map(str::to_owned).collect(),
+            versions: setup::versions(&["linux-image", "qemu-system-xen", "xen-hypervisor", "fio"])?,
             seconds,
             image,
             linux_image: size("vmlinux")? + size("control.cpio")?,
@@ -183,11 +180,14 @@ impl Results {
             sizes.push((
                 "from xl create".to_owned(),
                 format!(
-                    "an image that only prints {}, platter ready {}, Linux driver domain {}: above the floor {:.1} times platter's",
+                    "an image that only prints {}, platter ready {}, Linux driver domain {}: {}",
                     seconds(starts.floor),
                     seconds(starts.platter),
                     seconds(starts.linux),
-                    starts.ratio()
+                    starts.ratio().map_or_else(
+                        || "platter is not above the floor".to_owned(),
+                        |ratio| format!("above the floor {ratio:.1} times platter's")
+                    )
                 ),
             ));
             sizes.push(("CPU time of platter until ready".to_owned(), milliseconds(starts.platter_cpu)));

@@ -2,10 +2,9 @@
 //! each. Guests share one processor and backends, dom0 among them, the other.
 
 use std::path::Path;
-use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::job::Job;
@@ -14,6 +13,7 @@ use crate::fio::{self, Measure};
 use crate::machine::{
     Controller, DISK_SIZE, Daemon, Disks, Linux, Machine, Manner, NAME, Platter, Settings, Spec, disk_spec,
 };
+use crate::parallel::each_at_once;
 use crate::progress::Step;
 
 /// The Linux driver domain's name.
@@ -133,13 +133,8 @@ pub(super) fn boot(step: &Step) -> Result<Machine> {
             machine.disk(controller, namespace).partition(&table)?;
         }
     }
-    pin(&machine, "Domain-0", SERVERS_PROCESSOR)?;
+    machine.pin("Domain-0", SERVERS_PROCESSOR)?;
     Ok(machine)
-}
-
-/// Has a domain's processor be one of the machine's.
-fn pin(machine: &Machine, domain: &str, processor: u32) -> Result<()> {
-    machine.dom0(&format!("xl vcpu-pin {domain} all {processor}")).map(drop)
 }
 
 /// Everybody, ready to be measured.
@@ -162,7 +157,7 @@ impl<'m> Stage<'m> {
         let settings = Settings { options: "log=info", ..Settings::usual() };
         let platter = Platter::create(machine, settings)?;
         platter.wait_ready()?;
-        pin(machine, NAME, SERVERS_PROCESSOR)?;
+        machine.pin(NAME, SERVERS_PROCESSOR)?;
         let mut domains =
             vec![(Server::Platter, platter.id()), (Server::ControlDomain, 0), (Server::Qdisk, 0)];
         if let Some(kernel) = cast.ceiling {
@@ -173,12 +168,12 @@ impl<'m> Stage<'m> {
                 Settings { name: CEILING, kernel: Some(kernel), controllers, ..settings },
             )?;
             ceiling.wait_ready()?;
-            pin(machine, CEILING, SERVERS_PROCESSOR)?;
+            machine.pin(CEILING, SERVERS_PROCESSOR)?;
             domains.push((Server::Ceiling, ceiling.id()));
         }
         step.now("starting the Linux driver domain");
         let linux = Linux::driver_domain(machine, DRIVER_DOMAIN, &Controller::LINUX)?;
-        pin(machine, DRIVER_DOMAIN, SERVERS_PROCESSOR)?;
+        machine.pin(DRIVER_DOMAIN, SERVERS_PROCESSOR)?;
         domains.push((Server::DriverDomain, linux.id()?));
         step.now("dom0 takes its controller");
         machine.keep(&Controller::CONTROL)?;
@@ -208,7 +203,7 @@ impl<'m> Stage<'m> {
         const SECONDS: u32 = 3;
         let domain = self.domain(server)?;
         let before = self.machine.cpu_time(domain)?;
-        in_parallel(&self.guests, |guest| {
+        each_at_once(&self.guests, |guest| {
             guest.run(&format!("sleep {SECONDS}"))?;
             guest.run("true").map(drop)
         })?;
@@ -306,7 +301,7 @@ impl<'m> Stage<'m> {
     ) -> Result<Vec<Measure>> {
         let vdev = contender.vdev();
         let measures =
-            in_parallel(&self.guests[..guests], |guest| fio::timed(guest, &vdev, job.options, seconds))?;
+            each_at_once(&self.guests[..guests], |guest| fio::timed(guest, &vdev, job.options, seconds))?;
         for measure in &measures {
             let Measure { outcome, .. } = measure;
             ensure!(
@@ -331,7 +326,7 @@ fn boot_guest<'m>(
     let first: Vec<String> =
         contenders.iter().filter(is_first).map(|contender| contender.disk(number)).collect();
     let guest = Linux::guest_with(machine, name, Manner { disks: &first, ..Manner::usual() })?;
-    pin(machine, name, GUESTS_PROCESSOR)?;
+    machine.pin(name, GUESTS_PROCESSOR)?;
     for contender in contenders.iter().filter(|contender| number == 0 || contender.server != Server::Ceiling)
     {
         if !is_first(&contender) {
@@ -344,15 +339,4 @@ fn boot_guest<'m>(
         guest.wait_disk(&contender.vdev())?;
     }
     Ok(guest)
-}
-
-/// Does the same in all guests at once.
-fn in_parallel<T: Send>(guests: &[Linux], each: impl Fn(&Linux) -> Result<T> + Sync) -> Result<Vec<T>> {
-    thread::scope(|scope| {
-        let each = &each;
-        let threads: Vec<_> = guests.iter().map(|guest| scope.spawn(move || each(guest))).collect();
-        let ended =
-            threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?);
-        ended.collect::<Vec<_>>().into_iter().collect()
-    })
 }

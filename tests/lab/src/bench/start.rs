@@ -29,9 +29,10 @@ pub(super) struct Starts {
 }
 
 impl Starts {
-    /// How many times as long Linux takes above the floor.
-    pub(super) fn ratio(&self) -> f64 {
-        (self.linux.median - self.floor.median) / (self.platter.median - self.floor.median)
+    /// How many times as long Linux takes above the floor; none, when platter is not above it.
+    pub(super) fn ratio(&self) -> Option<f64> {
+        let above = |time: Median| time.median - self.floor.median;
+        (above(self.platter) > 0.0).then(|| above(self.linux) / above(self.platter))
     }
 }
 
@@ -73,8 +74,9 @@ fn start(machine: &Machine, name: &str, configuration: &str, text: &str) -> Resu
     let lines = format!("$(grep -c '{text}' {log})");
     let said = machine.dom0(&format!(
         "touch {log}; before={lines}; cut -d' ' -f1 /proc/uptime; \
-         xl create {configuration} >/tmp/xl 2>&1 & \
-         until [ {lines} -gt $before ]; do usleep 10000; done; cut -d' ' -f1 /proc/uptime; wait"
+         rm -f /tmp/refused; {{ xl create {configuration} >/tmp/xl 2>&1 || touch /tmp/refused; }} & \
+         until [ {lines} -gt $before ]; do if [ -e /tmp/refused ]; then cat /tmp/xl; exit 1; fi; usleep 10000; done; \
+         cut -d' ' -f1 /proc/uptime; wait"
     ))?;
     let mut times = said.lines().map(str::parse::<f64>);
     let (Some(Ok(from)), Some(Ok(to))) = (times.next(), times.next()) else {

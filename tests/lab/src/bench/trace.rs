@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::job::Job;
@@ -47,13 +47,19 @@ pub(super) fn count(stage: &Stage, contender: Contender, job: &Job) -> Result<Hy
     let said = stage.machine.dom0_answer(&script, LIMIT)?.success("dom0", &script)?;
     let requests: f64 = ran?.iter().map(|Measure { outcome, .. }| outcome.requests as f64).sum();
     let counts = parse(&said)?;
-    let of = |wanted: &[&str]| {
-        let count: u64 =
-            counts.iter().filter(|(name, _)| wanted.contains(&name.as_str())).map(|(_, count)| count).sum();
-        count as f64 / requests
+    ensure!(
+        !counts.is_empty(),
+        "xenalyze found no hypercall of domain {domain} in what xentrace traced: {summary}"
+    );
+    let of = |is_wanted: fn(&str) -> bool| {
+        let wanted = counts.iter().filter(|(name, _)| is_wanted(name));
+        wanted.map(|(_, count)| *count as f64).sum::<f64>() / requests
     };
-    let all: u64 = counts.iter().map(|(_, count)| count).sum();
-    Ok(Hypercalls { all: all as f64 / requests, grants: of(&["grant_table_op"]), events: of(&["evtchn_op"]) })
+    Ok(Hypercalls {
+        all: of(|_| true),
+        grants: of(|name| name == "grant_table_op"),
+        events: of(|name| name == "evtchn_op"),
+    })
 }
 
 /// Reads lines like `evtchn_op [32]:   1234`.

@@ -8,7 +8,6 @@ mod backend;
 mod console;
 mod verdict;
 
-use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ use self::console::Transcript;
 pub(crate) use self::verdict::{Column, Ending, Verdict};
 use crate::machine::{Daemon, Disks, Frontend, Machine, Spec};
 use crate::progress::Progress;
-use crate::{image, interrupt, paths, setup};
+use crate::{image, interrupt, setup};
 
 /// The domain the image runs as.
 const DOMAIN: &str = "frontend";
@@ -57,16 +56,10 @@ pub(crate) fn run(progress: &Progress, filter: Option<&str>) -> Result<Verdict> 
     ensure!(columns.iter().any(|column| column.transcript.announced != Some(0)), none());
     columns.sort_by_key(|column| Backend::ALL.iter().position(|backend| *backend == column.backend));
     let verdict = Verdict::new(columns);
-    progress.say(&format!("\n{}\n\n{verdict}", versions()?));
+    // What decides how the other backends behave; a run's folder names all the rest.
+    let versions = setup::versions(&["linux-image", "qemu-system-xen", "xen-hypervisor"])?;
+    progress.say(&format!("\n{}\n\n{verdict}", versions.join(", ")));
     Ok(verdict)
-}
-
-/// What decides how the other backends behave; a run's folder names all the rest.
-fn versions() -> Result<String> {
-    let all = fs::read_to_string(paths::machine().join("versions"))?;
-    let telling = ["linux-image", "qemu-system-xen", "xen-hypervisor"];
-    let lines = all.lines().filter(|line| telling.iter().any(|package| line.starts_with(package)));
-    Ok(lines.collect::<Vec<_>>().join(", "))
 }
 
 /// One backend on a machine of its own; whatever goes wrong is its column's ending.

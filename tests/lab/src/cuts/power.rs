@@ -9,9 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
 
-use super::stage::{boot, in_parallel, make_disks, start};
+use super::stage::{boot, make_disks, start};
 use super::writer::{DATA, STEPS_LIMIT, Writer, last_said};
 use crate::machine::{Disks, Linux, Machine, poll};
+use crate::parallel::each_at_once;
 use crate::progress::Step;
 use crate::{interrupt, process};
 
@@ -66,14 +67,14 @@ fn live(machine: &Machine, step: &Step, left: Option<&[Left]>, work: Option<Dura
     let writers = start(machine, step, None)?;
     step.now("the guests look at their disks");
     let of = |writer| Writer::ALL.iter().position(|other| *other == writer).and_then(|at| left?.get(at));
-    in_parallel(&writers, |writer, guest| match of(writer) {
+    each_at_once(&writers, |(writer, guest)| match of(*writer) {
         None => guest.run(&writer.prepare()).map(drop),
-        Some(left) => recover(writer, guest, left),
+        Some(left) => recover(*writer, guest, left),
     })?;
     let Some(work) = work else { return Ok(()) };
     step.now(&format!("both guests write and sync, for {:.1} s", work.as_secs_f64()));
-    in_parallel(&writers, |writer, guest| {
-        let done = of(writer).map_or(0, |left| left.acknowledged);
+    each_at_once(&writers, |(writer, guest)| {
+        let done = of(*writer).map_or(0, |left| left.acknowledged);
         guest.tell(&writer.work(done, STEPS_LIMIT), Duration::from_secs(3600))?;
         poll(&format!("{}'s next step", guest.name()), FIRST_STEP_LIMIT, || {
             machine.check_alive()?;

@@ -2,13 +2,13 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
 use super::writer::{SIZE, TABLE, Writer};
 use crate::machine::{Controller, Daemon, Disks, Linux, Machine, NAME, Platter, Settings, Spec};
+use crate::parallel::each_at_once;
 use crate::progress::Step;
 
 /// What the steps of a recording may take; they take about a third of a second each.
@@ -81,7 +81,7 @@ pub(super) fn record(step: &Step, folder: &Path, kernel: Option<&Path>, steps: u
     let write = || {
         let writers = start(&machine, step, kernel)?;
         step.now(&format!("both guests write and sync, {steps} times"));
-        in_parallel(&writers, |writer, guest| {
+        each_at_once(&writers, |(writer, guest)| {
             guest.run(&writer.prepare())?;
             guest.run_within(WORK_LIMIT, &writer.work(0, steps)).map(drop)
         })
@@ -89,19 +89,4 @@ pub(super) fn record(step: &Step, folder: &Path, kernel: Option<&Path>, steps: u
     write().map_err(|error| machine.explain(error))?;
     // QEMU completes its logs when it ends.
     machine.end()
-}
-
-/// Does the same with both writers at the same time.
-pub(super) fn in_parallel(
-    writers: &[(Writer, Linux)],
-    each: impl Fn(Writer, &Linux) -> Result<()> + Sync,
-) -> Result<()> {
-    thread::scope(|scope| {
-        let each = &each;
-        let threads: Vec<_> =
-            writers.iter().map(|(writer, guest)| scope.spawn(move || each(*writer, guest))).collect();
-        let ended =
-            threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?);
-        ended.collect::<Vec<_>>().into_iter().collect()
-    })
 }

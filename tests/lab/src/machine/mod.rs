@@ -281,6 +281,11 @@ impl Machine {
         self.dom0("cd / && cpio -id < /lab/qemu.cpio 2>/dev/null").map(drop)
     }
 
+    /// Has a domain's processors be one of the machine's.
+    pub(crate) fn pin(&self, domain: &str, processor: u32) -> Result<()> {
+        self.dom0(&format!("xl vcpu-pin {domain} all {processor}")).map(drop)
+    }
+
     /// CPU time a domain has used, in nanoseconds.
     pub(crate) fn cpu_time(&self, domain: u32) -> Result<u64> {
         self.dom0(&format!("domain-cpu-time {domain}"))?.parse().context("domain-cpu-time printed no number")

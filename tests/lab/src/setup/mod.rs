@@ -67,6 +67,16 @@ pub(crate) fn ensure(progress: &Progress) -> Result<()> {
     Ok(())
 }
 
+/// Packages of the machine whose names start with one of these, with their versions.
+///
+/// # Errors
+/// There is no machine yet.
+pub(crate) fn versions(names: &[&str]) -> Result<Vec<String>> {
+    let all = fs::read_to_string(paths::machine().join("versions"))?;
+    let lines = all.lines().filter(|line| names.iter().any(|name| line.starts_with(name)));
+    Ok(lines.map(str::to_owned).collect())
+}
+
 fn download() -> Result<Vec<PathBuf>> {
     debian::download(&debian::packages()?, &paths::cache())
 }
