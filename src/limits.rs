@@ -40,8 +40,9 @@ pub const INDIRECT_SLOTS: usize = 16;
 /// one-page ring when each has 32 segments, its default.
 pub const KEPT: usize = 1024;
 
-/// Devices that keep pages mapped: with them half of all mappings that there may be are spoken for.
-pub const KEEPERS: usize = MAPTRACK / 2 / KEPT;
+/// Devices that keep pages mapped: more than memory is enough for by default. With them three eighths of all
+/// mappings that there may be are spoken for.
+pub const KEEPERS: usize = 96;
 
 /// Requests taken from one device before the next has its turn.
 pub const ADMIT_BATCH: usize = 32;
@@ -91,8 +92,12 @@ pub const PORTS: usize = 4096;
 /// `max_maptrack_frames` allows 1024 by default).
 const MAPTRACK: usize = 256 * 1024;
 
-/// Those that are left for requests in flight: what rings and kept pages may take is not theirs.
+/// Those that are left for requests in flight, of all devices together: what rings and kept pages may take is not
+/// theirs. Each device has some that nobody else can take; see `SHARE`.
 pub const MAPPINGS: usize = MAPTRACK - RINGS * RING_PAGES - KEEPERS * KEPT;
+
+/// Mappings that every device has for its requests in flight: enough for any one of them.
+pub const SHARE: usize = INDIRECT_SEGMENTS;
 
 /// Pages of others that are mapped for the CPU: shared_info, the grant table, every controller's
 /// registers, every ring. So an address never runs out.
@@ -142,7 +147,9 @@ pub const EPITAPH_LINES: usize = 16;
 pub const TRANSACTION_TRIES: usize = 32;
 
 const _: () = assert!(PCI_FUNCTIONS < JOB_STEPS);
-// Any request can be mapped when nothing else is.
-const _: () = assert!(INDIRECT_SEGMENTS <= GRANT_BATCH && GRANT_BATCH <= MAPPINGS);
+// Any request can be mapped when its device has no other, and the first device has enough for all commands that a
+// controller takes of it.
+const _: () = assert!(INDIRECT_SEGMENTS <= GRANT_BATCH && SEGMENTS <= SHARE && VBDS * SHARE <= MAPPINGS);
+const _: () = assert!((MAPPINGS - VBDS * SHARE) / 8 >= QUEUE_ENTRIES / 2 * COMMAND_SPANS);
 const _: () =
     assert!(RING_PAGES.is_power_of_two() && QUEUES.is_power_of_two() && QUEUE_ENTRIES.is_power_of_two());

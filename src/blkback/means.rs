@@ -63,6 +63,8 @@ pub(super) struct Allowance {
     pub(super) rings: usize,
     /// Whether it may keep pages mapped.
     pub(super) keeps: bool,
+    /// Mappings for its requests in flight.
+    pub(super) mappings: usize,
 }
 
 /// The means.
@@ -76,6 +78,8 @@ pub(super) struct Means {
     pub(super) segment_pages: Vec<DmaPage, INDIRECT_SLOTS>,
     /// Pages that stay mapped, if any may.
     pub(super) keep: Option<Keep>,
+    /// Pages that may be mapped for requests in flight beside those.
+    pub(super) mappings: usize,
     /// What was done for the device.
     pub(super) counters: Counters,
     /// Whether there are pages for indirect requests.
@@ -107,6 +111,7 @@ impl Means {
             links: Links::take(hal, rings).ok_or(short)?,
             segment_pages: (0..segment_pages).map_while(|_| hal.take_page()).collect(),
             keep: if is_full && allowance.keeps { Keep::take(hal, now.0) } else { None },
+            mappings: allowance.mappings,
             counters: Counters::new(now),
             is_full,
         };
@@ -217,6 +222,7 @@ impl IndexMut<usize> for Links {
 mod tests {
     use super::*;
     use crate::blkback::testing::Machine;
+    use crate::limits::SHARE;
 
     /// What is taken when so many pages are free, and what it is worth: rings, pages for segments,
     /// whether pages are kept.
@@ -234,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_device_has_everything_while_enough_is_left_for_others() {
-        let all = Allowance { rings: QUEUES, keeps: true };
+        let all = Allowance { rings: QUEUES, keeps: true, mappings: SHARE };
         assert_eq!(take(FULL + FOR_OTHERS, all), (FULL, [QUEUES, INDIRECT_SLOTS, 1]));
         assert_eq!(take(FULL + FOR_OTHERS - 1, all), (PLAIN, [1, 0, 0]));
         assert_eq!(take(PLAIN, all), (PLAIN, [1, 0, 0]));
@@ -242,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_device_has_no_more_than_is_allowed() {
-        let taken = |rings, keeps| take(FULL + FOR_OTHERS, Allowance { rings, keeps });
+        let taken = |rings, keeps| take(FULL + FOR_OTHERS, Allowance { rings, keeps, mappings: SHARE });
         assert_eq!(taken(8, true), (FULL - LINK_PAGES + 1, [8, INDIRECT_SLOTS, 1]));
         assert_eq!(taken(1, false), (FULL - LINK_PAGES + 1 - keep::PAGES, [1, INDIRECT_SLOTS, 0]));
     }
@@ -250,7 +256,8 @@ mod tests {
     #[test]
     fn what_is_too_little_is_left_there() {
         let mut machine = Machine::with(0, PLAIN - 1);
-        let short = Means::take(&mut machine, Allowance { rings: 1, keeps: true }, Instant(1));
+        let allowance = Allowance { rings: 1, keeps: true, mappings: SHARE };
+        let short = Means::take(&mut machine, allowance, Instant(1));
         assert_eq!(short.err(), Some(OutOfMemory { pages_left: PLAIN - 1 }));
         assert_eq!(machine.taken_pages, 0);
     }

@@ -12,7 +12,7 @@ use super::handshake::Offers;
 use super::means::{Allowance, Means, OutOfMemory};
 use super::requests::{Requests, Service};
 use crate::hal::{Hal, HypervisorError};
-use crate::limits::{KEEPERS, QUEUES, RINGS, VBDS};
+use crate::limits::{KEEPERS, MAPPINGS, QUEUES, RINGS, SHARE, VBDS};
 use crate::mem::private::PageBox;
 use crate::units::{DomId, Instant, Port};
 
@@ -23,20 +23,24 @@ pub(super) struct Share {
     rings: usize,
     /// Whether it keeps pages mapped.
     keeps: bool,
+    /// Mappings for its requests in flight.
+    mappings: usize,
 }
 
 impl Share {
-    /// What another device may have, of what these leave: so many rings that the budget for all lasts
-    /// for ever more devices, and one for each that there can be.
+    /// What another device may have, of what these leave: so many rings and mappings that the budgets for all last
+    /// for ever more devices, and the least of them for each that there can be.
     fn left_by(others: impl Iterator<Item = Self>) -> Allowance {
-        let (mut spare, mut keepers) = (RINGS - VBDS, 0);
+        let (mut spare, mut spare_mappings, mut keepers) = (RINGS - VBDS, MAPPINGS - VBDS * SHARE, 0);
         for other in others {
             spare -= other.rings.saturating_sub(1).min(spare);
+            spare_mappings -= other.mappings.saturating_sub(SHARE).min(spare_mappings);
             keepers += usize::from(other.keeps);
         }
         // A sixteenth of what is left, as a power of two.
         let rings = 1 << (spare / QUEUES).max(1).ilog2();
-        Allowance { rings: rings.min(QUEUES), keeps: keepers < KEEPERS }
+        let mappings = SHARE + spare_mappings / 8;
+        Allowance { rings: rings.min(QUEUES), keeps: keepers < KEEPERS, mappings }
     }
 }
 
@@ -71,7 +75,7 @@ pub(super) struct Reserve {
 
 impl Reserve {
     pub(super) const NOTHING: Self =
-        Self { requests: None, share: Share { rings: 0, keeps: false }, ports: Vec::new() };
+        Self { requests: None, share: Share { rings: 0, keeps: false, mappings: 0 }, ports: Vec::new() };
 
     /// What it has of what all devices share.
     pub(super) const fn share(&self) -> Share {
@@ -125,7 +129,8 @@ impl Reserve {
             }
         }
         means.links.most = self.ports.len();
-        self.share = Share { rings: self.ports.len(), keeps: means.keep.is_some() };
+        let (rings, keeps, mappings) = (self.ports.len(), means.keep.is_some(), means.mappings);
+        self.share = Share { rings, keeps, mappings };
         self.requests = Some(PageBox::new(page, Requests::new(service, means)));
         Ok(())
     }
@@ -200,8 +205,8 @@ mod tests {
     fn every_device_that_there_can_be_has_a_ring_and_the_first_have_more() {
         let mut shares = Vec::new();
         while shares.len() < VBDS {
-            let Allowance { rings, keeps } = Share::left_by(shares.iter().copied());
-            shares.push(Share { rings, keeps });
+            let Allowance { rings, keeps, mappings } = Share::left_by(shares.iter().copied());
+            shares.push(Share { rings, keeps, mappings });
         }
         let mut sizes: Vec<_> = shares.iter().map(|share| share.rings).collect();
         assert!(sizes.is_sorted_by(|one, next| one >= next), "fewer as the budget shrinks");
@@ -210,11 +215,17 @@ mod tests {
         assert_eq!(sizes, [16, 8, 4, 2, 1]);
         assert_eq!(shares.iter().filter(|share| share.keeps).count(), KEEPERS);
         assert!(shares[KEEPERS - 1].keeps, "those that came first");
+        let mappings: Vec<_> = shares.iter().map(|share| share.mappings).collect();
+        assert!(mappings.is_sorted_by(|one, next| one >= next), "fewer as the budget shrinks");
+        assert!(mappings.iter().sum::<usize>() <= MAPPINGS, "no mapping fails for want of a place");
+        assert!((mappings[0], mappings[8], mappings[VBDS - 1]) > (2000, 900, SHARE - 1));
         // When the first goes, its share is there for the next.
-        let rest = shares[1..].iter().copied();
-        assert_eq!(Share::left_by(rest), Allowance { rings: 2, keeps: true });
-        let few = shares.iter().copied().skip(VBDS / 2);
-        assert_eq!(Share::left_by(few), Allowance { rings: 16, keeps: true });
+        let left_by = |skip| {
+            let Allowance { rings, keeps, mappings } = Share::left_by(shares.iter().copied().skip(skip));
+            (rings, keeps, mappings > SHARE + 200)
+        };
+        assert_eq!(left_by(1), (2, true, true));
+        assert_eq!(left_by(VBDS / 2), (16, true, true));
     }
 
     #[test]
@@ -224,7 +235,8 @@ mod tests {
             let (mut reserve, result) = filled(&mut machine, &[]);
             assert_eq!(result, Ok(()));
             let Offers { queues, indirect, persistent } = reserve.offers();
-            assert_eq!(reserve.share(), Share { rings: queues, keeps: persistent });
+            let Share { rings, keeps, .. } = reserve.share();
+            assert_eq!((rings, keeps), (queues, persistent));
             assert_eq!(machine.reserved.len(), queues);
             let (taken, reserved) = (machine.taken_pages, machine.reserved.clone());
             assert_eq!(reserve.fill(&mut machine, service(), [].into_iter(), Instant(2)), Ok(()));

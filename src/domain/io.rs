@@ -50,8 +50,6 @@ pub(super) struct Io {
     /// last, so that all have equal shares of what a full controller can take.
     issue_cursors: [usize; limits::CONTROLLERS],
     batch: Batch,
-    /// Pages that are mapped for requests in flight, and not kept.
-    held: usize,
     unmaps: Vec<GrantMapping, { limits::GRANT_BATCH }>,
     /// Who admitted what in this turn, in the order of the batch.
     shares: Shares,
@@ -62,8 +60,6 @@ pub(super) struct Io {
     /// Flushes of our own that are under way, by controller.
     flushes: [usize; limits::CONTROLLERS],
     read: OurRead,
-    /// A ring was seen to hold requests that nobody has looked at since.
-    has_news: bool,
 }
 
 /// Names the flushes before the end; no vbd has this place.
@@ -100,7 +96,6 @@ impl Io {
             reap_cursor: 0,
             issue_cursors: [0; limits::CONTROLLERS],
             batch: Batch::new(),
-            held: 0,
             unmaps: Vec::new(),
             shares: Shares::new(),
             spans: Spans::new(),
@@ -108,7 +103,6 @@ impl Io {
             closing: false,
             flushes: [0; limits::CONTROLLERS],
             read: OurRead::None,
-            has_news: false,
         }
     }
 
@@ -251,11 +245,9 @@ impl Io {
                 self.ended.remove(index);
                 continue;
             };
-            let held = requests.held();
             if requests.reap(&mut self.unmaps) {
                 reaped.add(index);
             }
-            self.held = self.held + requests.held() - held;
             if !requests.has_ended() {
                 self.ended.remove(index);
             }
@@ -289,11 +281,10 @@ impl Io {
     fn admit(&mut self, hal: &mut impl Hal, now: Instant, vbds: &mut Vbds) -> bool {
         // Nobody is told of what comes into a ring that is not armed.
         self.called.add_all(&self.popped);
-        self.has_news = false;
         if self.called.is_empty() {
             return false;
         }
-        self.batch.start(limits::MAPPINGS - self.held);
+        self.batch.start(limits::GRANT_BATCH);
         self.shares.clear();
         let mut first = None;
         for index in self.called.from(self.cursor) {
@@ -383,9 +374,8 @@ impl Io {
     /// Hands over what was mapped.
     fn mapped(&mut self, now: Instant, vbds: &mut Vbds, index: usize, results: Range<usize>) {
         if let Some(requests) = requests(vbds, index) {
-            let (held, kept) = (requests.held(), requests.kept());
+            let kept = requests.kept();
             requests.mapped(now, &self.batch.maps[results]);
-            self.held = self.held + requests.held() - held;
             // From now on there is a time when they have been idle.
             if kept == 0 && requests.kept() > 0 {
                 self.stirred.add(index);
@@ -444,18 +434,12 @@ impl Io {
         self.turns = 0;
         let popped = if self.popped.is_empty() { Set::EMPTY } else { self.popped.take() };
         for index in popped.from(0) {
-            let Some(requests) = requests(vbds, index) else { continue };
-            // It was looked at in this turn, and there was no room.
-            let waits = requests.backlog();
-            if requests.arm() {
+            if requests(vbds, index).is_some_and(Requests::arm) {
                 self.called.add(index);
-                self.has_news |= !waits;
             }
         }
-        // Calls must not keep the domain from its sleep when nothing is taken any more before the end, or when all of
-        // them wait for mappings, which requests in flight give back.
-        let may_have_room = limits::MAPPINGS - self.held >= limits::GRANT_BATCH;
-        !self.called.is_empty() && !self.closing && (self.has_news || may_have_room)
+        // Calls must not keep the domain from its sleep when nothing is taken any more before the end.
+        !self.called.is_empty() && !self.closing
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Batch {
     promised: usize,
     /// Maps that may be made now.
     room: usize,
+    /// Those and no more of them than the device whose turn it is may have.
+    limit: usize,
 }
 
 impl Batch {
@@ -29,7 +31,7 @@ impl Batch {
     #[must_use]
     #[expect(clippy::new_without_default, reason = "constant, for a static")]
     pub const fn new() -> Self {
-        Self { copies: Vec::new(), maps: Vec::new(), promised: 0, room: 0 }
+        Self { copies: Vec::new(), maps: Vec::new(), promised: 0, room: 0, limit: 0 }
     }
 
     /// Starts over, with room for so many maps.
@@ -40,14 +42,19 @@ impl Batch {
         self.room = room.min(GRANT_BATCH);
     }
 
+    /// The device whose turn it is may have so many more.
+    pub(super) fn allow(&mut self, maps: usize) {
+        self.limit = self.room.min(self.maps.len() + self.promised + maps);
+    }
+
     /// Whether any direct request has room.
     pub(super) fn has_room(&self) -> bool {
-        self.maps.len() + self.promised + SEGMENTS <= self.room
+        self.maps.len() + self.promised + SEGMENTS <= self.limit
     }
 
     /// Promises an indirect request of so many segments room.
     pub(super) fn promise(&mut self, segments: usize) -> bool {
-        let has_room = !self.copies.is_full() && self.maps.len() + self.promised + segments <= self.room;
+        let has_room = !self.copies.is_full() && self.maps.len() + self.promised + segments <= self.limit;
         if has_room {
             self.promised += segments;
         }
@@ -119,10 +126,9 @@ impl Requests {
         self.reaped > 0
     }
 
-    /// Pages that are mapped for requests in flight, and not kept.
-    #[must_use]
-    pub const fn held(&self) -> usize {
-        self.held
+    /// Pages that may yet be mapped for requests, whether they are kept then or not.
+    pub(super) const fn mappings_left(&self) -> usize {
+        self.means.mappings - self.held
     }
 
     /// Pages that stay mapped.

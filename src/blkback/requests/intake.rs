@@ -4,6 +4,7 @@
 
 use super::{Barrier, Batch, Requests};
 use crate::hal::GrantCopy;
+use crate::limits::SEGMENTS;
 use crate::units::{Block, DomId, Instant, Sector};
 use crate::volume::Volume;
 use crate::wire::blkif::{ENTRY_BYTES, Entry, Head, Operation, Reject, Request, SEGMENT_BYTES};
@@ -33,8 +34,8 @@ pub(super) struct Intake {
     more: bool,
     /// The ring whose turn it is.
     cursor: usize,
-    /// An indirect request that was taken off this ring and waits for room.
-    staged: Option<(u8, Entry)>,
+    /// An indirect request that was taken off this ring and waits for room, with the mappings that it needs.
+    staged: Option<(u8, Entry, usize)>,
 }
 
 impl Intake {
@@ -61,8 +62,8 @@ impl Intake {
 enum Taken {
     /// A slot holds it, or it was answered.
     Accepted,
-    /// There is no room for it now.
-    Staged,
+    /// There is no room for it and these mappings now.
+    Staged(usize),
 }
 
 impl Requests {
@@ -80,6 +81,7 @@ impl Requests {
     ) -> Result<Admitted, FrontendFault> {
         let before = (batch.copies.len(), batch.maps.len());
         let (mut requests, mut entry) = (0, [0; ENTRY_BYTES]);
+        batch.allow(self.mappings_left());
         while usize::from(requests) < limit && self.can_take() {
             if !batch.has_room() {
                 // What the event was for is not seen yet.
@@ -93,8 +95,8 @@ impl Requests {
                 Err(_) if requests > 0 => break,
                 Err(fault) => return Err(fault),
             };
-            if self.take(ring, &entry, now, batch) == Taken::Staged {
-                self.intake.staged = Some((ring, entry));
+            if let Taken::Staged(maps) = self.take(ring, &entry, now, batch) {
+                self.intake.staged = Some((ring, entry, maps));
                 break;
             }
             requests += 1;
@@ -113,8 +115,8 @@ impl Requests {
     }
 
     /// Asks for an event at the next request of each ring, unless requests can be taken without any;
-    /// true when so, see [`Requests::backlog`]. What cannot be taken for lack of a slot is taken when
-    /// an answer has freed one; still the event is asked for.
+    /// true when so, see [`Requests::backlog`]. What cannot be taken for lack of a slot or of mappings is taken when
+    /// an answer has freed them; still the event is asked for.
     #[must_use]
     pub fn arm(&mut self) -> bool {
         if self.intake.open && !self.backlog() {
@@ -126,13 +128,17 @@ impl Requests {
     }
 
     fn can_take(&self) -> bool {
-        let stuck = self.intake.staged.is_some() && self.means.segment_pages.is_empty();
-        self.intake.open && self.barrier.is_none() && self.free.len() > 0 && !stuck
+        let (maps, stuck) = match self.intake.staged {
+            Some((_, _, maps)) => (maps, self.means.segment_pages.is_empty()),
+            None => (SEGMENTS, false),
+        };
+        let has_mappings = maps <= self.mappings_left();
+        self.intake.open && self.barrier.is_none() && self.free.len() > 0 && has_mappings && !stuck
     }
 
     /// The request that waits, or the next one of the ring whose turn it is; returns which ring it is of.
     fn next_entry(&mut self, entry: &mut Entry) -> Result<Option<u8>, FrontendFault> {
-        if let Some((ring, staged)) = self.intake.staged.take() {
+        if let Some((ring, staged, _)) = self.intake.staged.take() {
             *entry = staged;
             return Ok(Some(ring));
         }
@@ -189,7 +195,7 @@ impl Requests {
                     return Err(Reject::Operation);
                 }
                 if self.means.segment_pages.is_empty() || !batch.promise(*count) {
-                    return Ok(Taken::Staged);
+                    return Ok(Taken::Staged(*count));
                 }
                 let index = self.accept(head, ring, *op, now);
                 let room = self.means.segment_pages.pop().expect("there is one");

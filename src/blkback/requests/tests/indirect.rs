@@ -156,6 +156,28 @@ fn a_request_waits_for_room_in_the_batch() {
 }
 
 #[test]
+fn a_device_maps_no_more_than_its_share_and_waits_for_its_own_requests_alone() {
+    let mut rig =
+        Rig::with(Setup { full: true, volume: volume(512, 10_000), mappings: 256, ..Setup::default() });
+    rig.submit(READ, 1, 0, &pages(11));
+    rig.submit_indirect(READ, 2, 0, &pages(246));
+    rig.submit(READ, 3, 0, &pages(1));
+    assert_eq!((rig.admit().requests, rig.requests.held), (1, 11));
+    assert!(!rig.requests.backlog() && !rig.requests.arm(), "nobody stays awake for it");
+    rig.work();
+    rig.settle();
+    assert!(rig.requests.backlog(), "it is looked at when the other is answered");
+    assert_eq!((rig.admit().requests, rig.requests.held), (1, 246));
+    assert!(!rig.requests.backlog(), "any direct request may need more than is left");
+    rig.work();
+    rig.settle();
+    assert_eq!((rig.admit().requests, rig.requests.held), (1, 1));
+    rig.work();
+    rig.settle();
+    rig.close();
+}
+
+#[test]
 fn a_request_that_waits_is_not_answered_at_the_end() {
     let mut rig = full();
     rig.submit_indirect(READ, 1, 0, &pages(256));

@@ -59,7 +59,7 @@ fn a_page_named_twice_at_first_is_kept_once() {
         assert_eq!((rig.mapped().len(), kept(&rig)), (if apart { 3 } else { 2 }, 1));
         rig.work();
         rig.settle();
-        assert_eq!((rig.mapped(), kept(&rig), rig.requests.held()), (vec![1], 1, 0));
+        assert_eq!((rig.mapped(), kept(&rig), rig.requests.held), (vec![1], 1, 0));
         rig.close();
     }
 }

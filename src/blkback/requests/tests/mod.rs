@@ -20,7 +20,7 @@ use crate::blkback::link::{Endpoint, Link};
 use crate::blkback::means::Allowance;
 use crate::blkback::testing::{Chance, Machine, bus_of};
 use crate::hal::{DeviceAccess, Events, Grants, Memory};
-use crate::limits::{GRANT_BATCH, SEGMENTS};
+use crate::limits::{GRANT_BATCH, MAPPINGS, SEGMENTS};
 use crate::mem::frame::Frame;
 use crate::units::{BusAddr, DomId, GrantRef};
 use crate::volume::tests::volume;
@@ -68,12 +68,15 @@ struct Setup {
     /// Whether there is memory for everything.
     full: bool,
     rings: usize,
+    /// Pages that may be mapped at once.
+    mappings: usize,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let volume = volume(512, 1000);
-        Self { volume, read_only: false, discards: false, persistent: false, full: false, rings: 1 }
+        let (read_only, discards, persistent, full) = (false, false, false, false);
+        Self { volume, read_only, discards, persistent, full, rings: 1, mappings: MAPPINGS }
     }
 }
 
@@ -102,10 +105,10 @@ impl Rig {
     }
 
     fn with(setup: Setup) -> Self {
-        let Setup { volume, read_only, discards, persistent, full, rings } = setup;
+        let Setup { volume, read_only, discards, persistent, full, rings, mappings } = setup;
         let mut machine = Machine::with(rings, if full { MUCH_MEMORY } else { LITTLE_MEMORY });
         let now = Instant(1 << 40);
-        let allowance = Allowance { rings, keeps: persistent };
+        let allowance = Allowance { rings, keeps: persistent, mappings };
         let (page, means) = Means::take(&mut machine, allowance, now).unwrap();
         machine.return_private(page);
         let service = Service { guest: GUEST, volume, read_only, discards };
@@ -194,7 +197,8 @@ impl Rig {
     /// Every page that the disk may still reach is mapped.
     fn check_reach(&self) {
         let mapped: BTreeSet<_> = self.machine.reachable.values().map(|gref| bus_of(*gref)).collect();
-        assert_eq!(self.machine.reachable.len(), self.requests.held() + self.requests.kept());
+        assert_eq!(self.machine.reachable.len(), self.requests.held + self.requests.kept());
+        assert!(self.requests.held <= self.requests.means.mappings);
         for span in self.held.iter().flat_map(|held| &held.spans) {
             let page = span.bus.0 & !4095;
             assert!(mapped.contains(&page), "reach into an unmapped page");
@@ -260,7 +264,7 @@ impl Rig {
         self.settle();
         let (op, id, status) = self.front().response().expect("an answer");
         assert_eq!((op, id, self.answer()), (operation, 77, None));
-        assert_eq!((self.requests.in_flight(), self.requests.held()), (0, 0));
+        assert_eq!((self.requests.in_flight(), self.requests.held), (0, 0));
         status
     }
 

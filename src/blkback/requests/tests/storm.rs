@@ -108,7 +108,9 @@ fn every_request_is_answered_once_whatever_happens() {
         let mut chance = Chance(seed);
         let rings = 1 + chance.below(3) as usize;
         let persistent = chance.one_in(2);
-        let mut rig = Rig::with(Setup { rings, persistent, full: true, discards: true, ..Setup::default() });
+        let mappings = 40 + chance.below(200) as usize;
+        let setup = Setup { rings, persistent, mappings, ..Setup::default() };
+        let mut rig = Rig::with(Setup { full: true, discards: true, ..setup });
         rig.machine.bad = [3, 7].into();
         let (mut next_id, mut owed) = (0_u64, List::from_iter((0..rings).map(|_| BTreeMap::new())));
         for _ in 0..300 {
