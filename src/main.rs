@@ -25,7 +25,7 @@ extern "C" fn platter_start(start_info: usize, tsc: u64) -> ! {
     let options = Options::parse(&given.command_line);
     let started = xen.started();
     report::install(options.log, started);
-    report::set_now(xen.now());
+    xen.now();
     log::info!("platter {} on {}", env!("CARGO_PKG_VERSION"), Xen::version());
     log::info!("memory: {}", xen.memory());
     for warning in options.warnings() {
@@ -35,7 +35,6 @@ extern "C" fn platter_start(start_info: usize, tsc: u64) -> ! {
     let mut tables = TABLES.lock();
     let mut domain = Domain::new(&mut tables, options, given.store, given.store_port, started);
     loop {
-        report::set_now(xen.now());
         match domain.turn(&mut xen) {
             Turn::Again => xen.alive(),
             Turn::Sleep(deadline) => xen.wait(deadline),

@@ -227,7 +227,9 @@ impl Io {
                     requests.completed(slot, completion.result.is_ok());
                     self.ended.add(index);
                     // Data that came with a flush is issued when the flush is done.
-                    self.queued[controller].add(index);
+                    if requests.has_commands() {
+                        self.queued[controller].add(index);
+                    }
                 }
             }
             self.done.clear();
@@ -257,7 +259,7 @@ impl Io {
         if !self.unmaps.is_empty() {
             hal.unmap(&self.unmaps);
         }
-        for index in reaped.from(self.cursor) {
+        while let Some(index) = reaped.pop() {
             let Some(requests) = requests(vbds, index) else { continue };
             requests.answer(now);
             if requests.is_drained() {
@@ -269,10 +271,7 @@ impl Io {
             }
             self.answered.add(index);
             // A barrier or a discard may begin, or end at once.
-            self.queued[requests.volume().disk.controller].add(index);
-            if requests.has_ended() {
-                self.ended.add(index);
-            }
+            note(index, requests, &mut self.queued, &mut self.ended);
         }
     }
 
@@ -303,11 +302,8 @@ impl Io {
                     }
                     self.popped.add(index);
                     self.answered.add(index);
-                    self.queued[requests.volume().disk.controller].add(index);
-                    // A discard of nothing has.
-                    if requests.has_ended() {
-                        self.ended.add(index);
-                    }
+                    // A discard of nothing has ended.
+                    note(index, requests, &mut self.queued, &mut self.ended);
                     if !requests.backlog() {
                         self.called.remove(index);
                     }
@@ -326,7 +322,9 @@ impl Io {
             // It may have taken all room in the batch: the next one is first the next time.
             self.cursor = first + 1;
         }
-        self.call(hal, now, vbds);
+        if !self.shares.is_empty() {
+            self.call(hal, now, vbds);
+        }
         first.is_some() && !self.called.is_empty()
     }
 
@@ -365,7 +363,6 @@ impl Io {
             if let Some(requests) = requests(vbds, index) {
                 let share = requests.copied(now, results, &mut self.batch.maps);
                 more.push((index, share)).expect("no more of them than copies");
-                self.ended.add(index);
             }
         }
         more
@@ -380,9 +377,7 @@ impl Io {
             if kept == 0 && requests.kept() > 0 {
                 self.stirred.add(index);
             }
-            if requests.has_ended() {
-                self.ended.add(index);
-            }
+            note(index, requests, &mut self.queued, &mut self.ended);
         }
     }
 
@@ -399,18 +394,19 @@ impl Io {
             while disk.room() != Some(0)
                 && let Some(index) = waiting.next(*cursor)
             {
-                let requests =
-                    requests(vbds, index).filter(|requests| requests.volume().disk.controller == controller);
-                let step = requests
-                    .map_or(Step::Empty, |requests| issue_one(index, requests, disk, &mut self.spans));
-                match step {
-                    Step::Issued => *cursor = index + 1,
-                    Step::Ended => self.ended.add(index),
-                    Step::Empty => {
-                        waiting.remove(index);
-                        queued.remove(index);
+                let is_here = |requests: &&mut Requests| requests.volume().disk.controller == controller;
+                let has_more = requests(vbds, index).filter(is_here).is_some_and(|requests| {
+                    match issue_one(index, requests, disk, &mut self.spans) {
+                        Step::Issued => *cursor = index + 1,
+                        Step::Ended => self.ended.add(index),
+                        Step::Empty => {}
+                        Step::Wait => waiting.remove(index),
                     }
-                    Step::Wait => waiting.remove(index),
+                    requests.has_commands()
+                });
+                if !has_more {
+                    waiting.remove(index);
+                    queued.remove(index);
                 }
             }
         }
@@ -418,10 +414,7 @@ impl Io {
 
     /// Shows the answers, with one event where the frontend asks for it.
     fn publish(&mut self, hal: &mut impl Hal, vbds: &mut Vbds) {
-        if self.answered.is_empty() {
-            return;
-        }
-        for index in self.answered.take().from(self.cursor) {
+        while let Some(index) = self.answered.pop() {
             if let Some(requests) = requests(vbds, index) {
                 requests.publish(|port| hal.notify(port));
             }
@@ -432,8 +425,7 @@ impl Io {
     /// one has published a request meanwhile.
     pub(super) fn arm(&mut self, vbds: &mut Vbds) -> bool {
         self.turns = 0;
-        let popped = if self.popped.is_empty() { Set::EMPTY } else { self.popped.take() };
-        for index in popped.from(0) {
+        while let Some(index) = self.popped.pop() {
             if requests(vbds, index).is_some_and(Requests::arm) {
                 self.called.add(index);
             }
@@ -487,6 +479,17 @@ fn issue_one(index: usize, requests: &mut Requests, disk: &mut Disk, spans: &mut
 /// Where a token's request is: the vbd's place and its slot.
 fn place(token: Token) -> (usize, u8) {
     ((token.0 >> 16) as usize, token.0 as u8)
+}
+
+/// Notes what is to be done next for a vbd.
+#[inline]
+fn note(index: usize, requests: &Requests, queued: &mut [Set; limits::CONTROLLERS], ended: &mut Set) {
+    if requests.has_commands() {
+        queued[requests.volume().disk.controller].add(index);
+    }
+    if requests.has_ended() {
+        ended.add(index);
+    }
 }
 
 fn requests(vbds: &mut Vbds, index: usize) -> Option<&mut Requests> {

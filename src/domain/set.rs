@@ -29,9 +29,20 @@ impl Set {
         self.used |= 1 << (index / BITS);
     }
 
-    /// Its members, which it has no more.
-    pub(super) fn take(&mut self) -> Self {
-        core::mem::take(self)
+    /// Takes the first member out.
+    #[inline]
+    pub(super) fn pop(&mut self) -> Option<usize> {
+        if self.used == 0 {
+            return None;
+        }
+        let word = self.used.trailing_zeros() as usize;
+        let bits = &mut self.words[word];
+        let bit = bits.trailing_zeros() as usize;
+        *bits &= *bits - 1;
+        if *bits == 0 {
+            self.used &= self.used - 1;
+        }
+        Some(word * BITS + bit)
     }
 
     pub(super) fn add_all(&mut self, others: &Self) {
@@ -45,7 +56,7 @@ impl Set {
     /// Adds the members of another set, which has them no more.
     pub(super) fn take_all(&mut self, others: &mut Self) {
         if !others.is_empty() {
-            self.add_all(&others.take());
+            self.add_all(&core::mem::take(others));
         }
     }
 

@@ -352,6 +352,12 @@ impl Requests {
         self.commands
     }
 
+    /// Whether there are commands to be issued.
+    #[must_use]
+    pub const fn has_commands(&self) -> bool {
+        self.issue.len() > 0
+    }
+
     /// Whether there are finished requests to be reaped.
     #[must_use]
     pub fn has_ended(&self) -> bool {

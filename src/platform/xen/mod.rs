@@ -43,6 +43,8 @@ pub struct Xen {
     console: SharedPage,
     console_port: Port,
     started: Instant,
+    /// The time as it was last read.
+    latest: Instant,
     pages: usize,
 }
 
@@ -101,6 +103,7 @@ impl Xen {
             console,
             console_port: info.console_port(),
             started,
+            latest: started,
             pages: info.pages(),
         };
         let given = Given {
@@ -119,8 +122,7 @@ impl Xen {
 
     /// Tells the watchdog that the loop did something, and lets the console have what the log holds.
     pub fn alive(&mut self) {
-        let now = self.now();
-        self.watchdog.alive(now);
+        self.watchdog.alive(self.latest);
         self.flush_log();
     }
 
@@ -199,8 +201,11 @@ impl Xen {
 }
 
 impl Clock for Xen {
+    /// Lines of the log have this time until it is asked for again.
     fn now(&mut self) -> Instant {
-        clock::now(self.ports.shared_info())
+        self.latest = clock::now(self.ports.shared_info());
+        report::set_now(self.latest);
+        self.latest
     }
 }
 
@@ -237,11 +242,12 @@ impl Events for Xen {
 
     fn wait(&mut self, deadline: Option<Instant>) {
         self.flush_log();
-        let now = self.now();
-        let deadline = self.watchdog.before_sleep(now, deadline);
+        let deadline = self.watchdog.before_sleep(self.latest, deadline);
         self.ports.block(deadline);
-        let now = self.now();
-        self.watchdog.woken(now);
+        if self.watchdog.is_off() {
+            let now = self.now();
+            self.watchdog.alive(now);
+        }
     }
 }
 

@@ -38,11 +38,9 @@ impl Watchdog {
         }
     }
 
-    /// The loop was woken.
-    pub(super) fn woken(&mut self, now: Instant) {
-        if self.armed.is_none() {
-            self.arm(now);
-        }
+    /// Whether it is off, as it is after an idle time.
+    pub(super) const fn is_off(&self) -> bool {
+        self.armed.is_none()
     }
 
     /// The loop wants to sleep until `deadline`: returns until when it may. An unbounded sleep is
