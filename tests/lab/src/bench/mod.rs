@@ -69,7 +69,7 @@ impl Plan {
                 jobs,
             }
         } else {
-            Self { seconds: 2, rounds: [3, 5], scenes: &SCENES, starts: 3, contenders: all.collect(), jobs }
+            Self { seconds: 2, rounds: [3, 4], scenes: &SCENES, starts: 3, contenders: all.collect(), jobs }
         })
     }
 
@@ -107,7 +107,7 @@ pub(crate) fn run(progress: &Progress, quick: bool, filter: Option<&str>) -> Res
         count(&stage, &step, &plan, &mut results)?;
         results.memory = stage.memory()?;
         step.now("attaching a disk");
-        results.connect = Some(stage.connect(plan.starts)?);
+        results.attach = Some(stage.attach(plan.starts)?);
         start(&machine, &step, &plan, stage, &mut results)?;
         Ok(results)
     };

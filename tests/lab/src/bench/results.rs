@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::series::{Median, Sample, Series};
-use super::stage::{Contender, Server};
+use super::stage::{Attach, Contender, Server};
 use super::start::Starts;
 use super::trace::Hypercalls;
 use crate::{paths, report, setup};
@@ -42,8 +42,7 @@ pub(super) struct Results {
     /// What each server takes of memory, in words.
     pub(super) memory: Vec<(&'static str, String)>,
     pub(super) starts: Option<Starts>,
-    /// Seconds of CPU time that an attach takes of platter.
-    pub(super) connect: Option<Median>,
+    pub(super) attach: Option<Attach>,
 }
 
 impl Results {
@@ -58,7 +57,7 @@ impl Results {
             cells: Vec::new(),
             memory: Vec::new(),
             starts: None,
-            connect: None,
+            attach: None,
         })
     }
 
@@ -171,9 +170,10 @@ impl Results {
             let [low, median, high] = [time.low, time.median, time.high].map(|time| time * 1e3);
             format!("{median:.1} ms ({low:.1}-{high:.1})")
         };
-        if let Some(connect) = self.connect {
-            let what = "CPU time of platter to offer a disk and connect it";
-            sizes.push((what.to_owned(), milliseconds(connect)));
+        if let Some(Attach { offer, connect }) = &self.attach {
+            for (what, time) in [("offer a disk", offer), ("connect a frontend", connect)] {
+                sizes.push((format!("CPU time of platter to {what}"), milliseconds(*time)));
+            }
         }
         if let Some(starts) = &self.starts {
             let seconds = |time: Median| format!("{:.2} s ({:.2}-{:.2})", time.median, time.low, time.high);

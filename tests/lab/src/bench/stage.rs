@@ -104,6 +104,15 @@ impl Contender {
     }
 }
 
+/// Seconds of CPU time that platter takes for an attach.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Attach {
+    /// Until the toolstack has its disk offered.
+    pub(super) offer: Median,
+    /// From when the frontend looks at it until the guest has its disk.
+    pub(super) connect: Median,
+}
+
 /// Who is there.
 pub(super) struct Cast<'c> {
     pub(super) contenders: &'c [Contender],
@@ -261,21 +270,38 @@ impl<'m> Stage<'m> {
         ])
     }
 
-    /// Seconds of CPU time that platter takes to offer a disk and to connect it, each time.
+    /// What an attach takes of platter, each time: the guest's driver is held back until the disk is offered.
     ///
     /// # Errors
     /// The disk does not come or go.
-    pub(super) fn connect(&self, times: u32) -> Result<Median> {
+    pub(super) fn attach(&self, times: u32) -> Result<Attach> {
         let (contender, guest) = (CONTENDERS[0], &self.guests[0]);
         let (vdev, platter) = (contender.vdev(), self.domain(Server::Platter)?);
-        let connect = |_| {
-            guest.detach(&vdev)?;
+        let cost = |what: &dyn Fn() -> Result<()>| -> Result<f64> {
             let before = self.machine.cpu_time(platter)?;
-            self.machine.dom0(&format!("xl block-attach {} '{}'", guest.name(), contender.disk(0)))?;
-            guest.wait_disk(&vdev)?;
+            what()?;
             Ok((self.machine.cpu_time(platter)? - before) as f64 / 1e9)
         };
-        Ok(Median::of((0..times).map(connect).collect::<Result<Vec<_>>>()?.into_iter()))
+        let offer = || {
+            self.machine.dom0(&format!("xl block-attach {} '{}'", guest.name(), contender.disk(0))).map(drop)
+        };
+        let connect = || {
+            guest.run(
+                "for d in /sys/bus/xen/devices/vbd-*; do \
+                 [ -e $d/driver ] || echo ${d##*/} > /sys/bus/xen/drivers/vbd/bind; done",
+            )?;
+            guest.wait_disk(&vdev)
+        };
+        let [mut offers, mut connects] = [const { Vec::new() }; 2];
+        for _ in 0..times {
+            guest.detach(&vdev)?;
+            guest.run("echo 0 > /sys/bus/xen/drivers_autoprobe")?;
+            offers.push(cost(&offer)?);
+            connects.push(cost(&connect)?);
+            guest.run("echo 1 > /sys/bus/xen/drivers_autoprobe")?;
+        }
+        let [offer, connect] = [offers, connects].map(|values| Median::of(values.into_iter()));
+        Ok(Attach { offer, connect })
     }
 
     /// Ends all domains but dom0, and waits until their controllers are free.

@@ -1,6 +1,7 @@
 //! How much memory devices take, as platter itself tells, and how many are at work in what it has by default.
 
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
@@ -13,6 +14,8 @@ use crate::machine::{COMMAND_LIMIT, Controller, DISK_SIZE, Linux, Manner, NAME, 
 const GUESTS: [(&str, &str); 3] = [("anna", "nvme0n1"), ("beth", "nvme0n2"), ("cleo", "nvme1n1")];
 /// Partitions of each. With the disk of dave, whose driver asks for all there is, they are 64.
 const PARTITIONS: usize = 21;
+/// How long an idle page stays mapped.
+const KEPT: Duration = Duration::from_secs(60);
 /// MiB that are written to each.
 const EACH: u32 = 2;
 
@@ -21,7 +24,7 @@ const WIDE: &str = "max_ring_page_order=4 max_queues=4 max_indirect_segments=256
 /// What must come of it.
 const AGREED: Agreed = Agreed { order: 4, queues: 4, persistent: false, segments: 256, bounce: false };
 
-/// A device takes the same memory whatever its frontend asks for, and 64 of four guests work at once in 16 MiB.
+/// A device takes the same memory whatever its frontend asks for, 64 of four guests work at once in 16 MiB, and idle they cost nothing.
 pub(super) fn of_64_devices_at_work(world: &World) -> Result<()> {
     let platter = platter_with_partitions(world)?;
     let guests = GUESTS.iter().map(|(name, _)| boot(world, name)).collect::<Result<Vec<_>>>()?;
@@ -55,6 +58,12 @@ pub(super) fn of_64_devices_at_work(world: &World) -> Result<()> {
         work.into_iter().try_for_each(|work| work.join().map_err(|_| anyhow!("a guest's thread panicked"))?)
     })?;
     let last = free("last")?;
+    world.step("idle for long enough that no page stays mapped, all of them together cost nothing");
+    thread::sleep(KEPT + Duration::from_secs(15));
+    let before = platter.cpu_time()?;
+    thread::sleep(Duration::from_secs(10));
+    let used = platter.cpu_time()? - before;
+    ensure!(used == 0, "with 64 idle devices platter used {used} ns of CPU in 10 s");
     world.say(&format!("a device of Linux as it is by default takes {default} KiB"));
     world.say(&format!("one with rings of 16 pages, 256 segments, 4 queues {wide} KiB"));
     world.say(&format!("64 devices take {} KiB; {last} KiB of 16 MiB are left", default + first - last));
