@@ -1,6 +1,7 @@
-//! Messages over the byte ring: one request at a time goes out, its reply and any number of watch
-//! events come in, all of them split wherever the ring happened to be full. `job` decides what is
-//! asked.
+//! Messages over the byte ring: requests go out, their replies come in the same order, and any number of watch
+//! events between them, all of them split wherever the ring happened to be full. `job` decides what is asked.
+
+use heapless::Deque;
 
 use super::ring::Ring;
 use super::{Broken, StoreEvent};
@@ -8,6 +9,10 @@ use crate::limits;
 use crate::mem::SharedPage;
 use crate::wire::xenbus::StoreError;
 use crate::wire::xs::{self, HEADER, Header, Message, MessageType, Request, RequestId, TransactionId};
+
+/// Requests that wait for their replies at most: each reply that comes by itself wakes the domain, while the daemon takes
+/// only so many requests (20 by default) of a domain before those of others.
+const UNDER_WAY: usize = 8;
 
 /// What the daemon sent.
 #[derive(Debug)]
@@ -28,8 +33,8 @@ pub(super) struct Connection {
     /// The request that is leaving, and how much of it has.
     outgoing: Message,
     sent: usize,
-    /// What the reply must echo.
-    awaited: Option<(MessageType, RequestId, TransactionId)>,
+    /// What the replies must echo, one after the other.
+    awaited: Deque<(MessageType, RequestId, TransactionId), UNDER_WAY>,
     last_id: RequestId,
 }
 
@@ -41,22 +46,26 @@ impl Connection {
             arrived: 0,
             outgoing: Message::new(),
             sent: 0,
-            awaited: None,
+            awaited: Deque::new(),
             last_id: RequestId(0),
         }
     }
 
-    /// Whether a request may be asked: the one before has its reply.
-    pub(super) const fn is_free(&self) -> bool {
-        self.awaited.is_none()
+    /// Whether a request may be asked: all of the one before was sent, and not too many wait for their replies.
+    pub(super) fn is_free(&self) -> bool {
+        self.sent == self.outgoing.len() && !self.awaited.is_full()
     }
 
     /// Takes a request to send.
+    ///
+    /// # Panics
+    /// When it may not be asked.
     pub(super) fn ask(&mut self, request: &Request<'_>, transaction: TransactionId) {
         self.last_id = RequestId(self.last_id.0.wrapping_add(1));
         self.outgoing = request.encode(self.last_id, transaction);
         self.sent = 0;
-        self.awaited = Some((request.kind(), self.last_id, transaction));
+        let awaited = (request.kind(), self.last_id, transaction);
+        self.awaited.push_back(awaited).expect("there is room for a request that may be asked");
     }
 
     /// Sends what there is room for.
@@ -119,15 +128,16 @@ impl Connection {
         Ok(())
     }
 
-    /// Holds a reply against the request that is out, which it then ends.
+    /// Holds a reply against the first request that waits for one, which it then ends.
     fn check(&mut self, header: &Header) -> Result<(), Broken> {
         if header.kind == MessageType::WatchEvent {
             return Ok(());
         }
-        let (kind, id, transaction) = self.awaited.take().ok_or(Broken::UnexpectedReply)?;
+        // Of those that wait all were sent, except perhaps for the last one.
+        let was_asked = self.awaited.len() > 1 || self.sent == self.outgoing.len();
+        let (kind, id, transaction) = self.awaited.pop_front().ok_or(Broken::UnexpectedReply)?;
         let answers = header.kind == kind || header.kind == MessageType::Error;
         let echoes = header.id == id && header.transaction == transaction;
-        let was_asked = self.sent == self.outgoing.len();
         if answers && echoes && was_asked { Ok(()) } else { Err(Broken::UnexpectedReply) }
     }
 }

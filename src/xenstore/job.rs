@@ -33,6 +33,8 @@ pub(super) struct Run {
     job: Job,
     state: State,
     transaction: TransactionId,
+    /// Requests that were asked and have no reply yet.
+    under_way: usize,
     attempts: usize,
     answers: Answers,
     listing: Names,
@@ -45,6 +47,7 @@ impl Run {
             job: Job::new(&Path::new()),
             state: State::Idle,
             transaction: TransactionId::NONE,
+            under_way: 0,
             attempts: 0,
             answers: Answers::new(),
             listing: Names::new(),
@@ -67,24 +70,34 @@ impl Run {
         self.begin();
     }
 
-    /// What is to be asked now, and in which transaction; nothing when the job has ended.
+    /// What is to be asked next, and in which transaction; nothing when the job has ended, or what comes next depends on
+    /// the replies to what is under way. Steps that stand alone do not.
     pub(super) fn request(&self) -> Option<(Request<'_>, TransactionId)> {
+        if self.under_way > 0 && self.job.guard.is_some() {
+            return None;
+        }
         let request = match self.state {
             State::Idle | State::Done(_) => return None,
             State::Begin => Request::TransactionStart,
             State::Guard => Request::Read(self.at(&self.job.guard.as_ref()?.node)),
-            State::Step(index) => self.step_request(self.job.steps.get(index)?),
+            State::Step(index) => self.step_request(self.job.steps.get(index + self.under_way)?),
             State::Commit => Request::TransactionEnd { commit: true },
             State::Abort(_) => Request::TransactionEnd { commit: false },
         };
         Some((request, self.transaction))
     }
 
-    /// Takes the reply to that request.
+    /// That request was asked.
+    pub(super) const fn asked(&mut self) {
+        self.under_way += 1;
+    }
+
+    /// Takes the reply to the first request that is under way.
     ///
     /// # Errors
     /// The reply that began a transaction names none.
     pub(super) fn reply(&mut self, reply: Result<&[u8], StoreError>) -> Result<(), Broken> {
+        self.under_way -= 1;
         match self.state {
             // Nothing was asked, and the connection lets no reply through then.
             State::Idle | State::Done(_) => {}

@@ -142,12 +142,14 @@ impl Store {
         // Replies alone do not end a turn, and a job has so many of them; what comes after the last
         // is its result.
         for _ in 0..=job::REQUESTS {
-            if self.connection.is_free()
+            self.connection.flush()?;
+            while self.connection.is_free()
                 && let Some((request, transaction)) = self.run.request()
             {
                 self.connection.ask(&request, transaction);
+                self.run.asked();
+                self.connection.flush()?;
             }
-            self.connection.flush()?;
             if let Some(result) = self.run.take_result() {
                 return Ok(Some(StoreEvent::Done(result)));
             }

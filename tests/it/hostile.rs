@@ -385,7 +385,7 @@ fn requests_that_make_no_sense_are_errors_on_any_disk() {
 #[test]
 fn a_guest_that_changes_what_we_are_looking_at_hurts_nobody_else() {
     let part = Gpt::equal(512, SECTORS, 2).parts[0].clone();
-    let mut written = 0;
+    let (mut written, mut acts) = (0, 0);
     for seed in 0..20 {
         let mut world = partitioned(seed, 2);
         let time = Duration::from_secs(3);
@@ -399,10 +399,11 @@ fn a_guest_that_changes_what_we_are_looking_at_hurts_nobody_else() {
         });
         assert_eq!(answered(&world, calm), (500, 0), "seed {seed}");
         let mut state = world.state();
-        assert!(state.intruders[0].acts() > 500, "seed {seed}: {}", state.intruders[0].acts());
+        acts += state.intruders[0].acts();
         assert_eq!(state.machine.grants.mapped_from(DomId(5)), 0, "seed {seed}");
         let its = |block: &u64| (part.first..part.first + part.blocks).contains(block);
         written += state.lent.controller(0).disk(0).written().filter(its).count();
     }
+    assert!(acts > 20_000, "{acts}: it has changed little");
     assert!(written > 100_000, "{written}: it is served all the same");
 }

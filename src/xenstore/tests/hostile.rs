@@ -1,5 +1,6 @@
 //! A daemon that makes no sense ends the conversation: it is said once, then there is silence.
 
+use std::collections::VecDeque;
 use std::vec::Vec;
 
 use super::daemon::{DIRECTORY, Daemon, ERROR, READ, TRANSACTION_START, WATCH_EVENT, WRITE, message};
@@ -81,6 +82,28 @@ fn a_reply_to_half_a_request_answers_nothing() {
 }
 
 #[test]
+fn replies_come_in_the_order_of_what_was_asked_and_not_before_all_of_it_was_sent() {
+    let [first, second] = [1, 2].map(|id| message(READ, id, 0, b"x"));
+    for (sent, replies, expected) in [
+        (1024, [&first, &second], StoreEvent::Done(Ok(()))),
+        (1024, [&second, &first], StoreEvent::Broken(Broken::UnexpectedReply)),
+        // There is room for the first request, and for half of the second.
+        (80, [&first, &second], StoreEvent::Broken(Broken::UnexpectedReply)),
+    ] {
+        let daemon = daemon();
+        daemon.frame.write_u32(REQ_PROD, 1024 - sent);
+        let mut store = client(&daemon);
+        let mut hal = Notified::default();
+        store.start(job().read("params").read("params"));
+        assert_eq!(store.turn(&mut hal), None);
+        let replies = replies.map(Clone::clone).concat();
+        daemon.frame.write(RSP, &replies);
+        daemon.frame.write_u32(RSP_PROD, replies.len() as u32);
+        assert_eq!(store.turn(&mut hal), Some(expected));
+    }
+}
+
+#[test]
 fn impossible_headers_are_refused() {
     let header = |kind: u32, len: u32| [kind, 1, 0, len].map(u32::to_le_bytes).concat();
     for bytes in [header(READ, STORE_PAYLOAD as u32 + 1), header(WATCH_EVENT, u32::MAX), header(99, 0)] {
@@ -159,15 +182,15 @@ struct Noise {
     state: u64,
     req_cons: u32,
     rsp_prod: u32,
-    /// Header of the last request, and whether it has no reply yet.
+    /// Header of the last request, and those of requests that have no reply yet.
     asked: [u32; 4],
-    owes: bool,
+    owed: VecDeque<[u32; 4]>,
 }
 
 impl Noise {
     fn new(seed: u64) -> Self {
         let state = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed);
-        Self { frame: Frame::new(), state, req_cons: 0, rsp_prod: 0, asked: [0; 4], owes: false }
+        Self { frame: Frame::new(), state, req_cons: 0, rsp_prod: 0, asked: [0; 4], owed: VecDeque::new() }
     }
 
     /// A number below `bound` (xorshift64).
@@ -183,19 +206,20 @@ impl Noise {
     }
 
     fn take(&mut self) {
-        if self.req_cons == self.frame.read_u32(REQ_PROD) {
-            return;
+        let end = self.frame.read_u32(REQ_PROD);
+        while self.req_cons != end {
+            let header = [0, 4, 8, 12].map(|word| {
+                let mut bytes = [0; 4];
+                for (byte, at) in bytes.iter_mut().zip(word..) {
+                    let place = (self.req_cons as usize + at) % RING_SIZE;
+                    self.frame.read(place, core::slice::from_mut(byte));
+                }
+                u32::from_le_bytes(bytes)
+            });
+            self.owed.push_back(header);
+            let left = end.wrapping_sub(self.req_cons);
+            self.req_cons = self.req_cons.wrapping_add(left.min(HEADER as u32 + header[3]));
         }
-        self.asked = [0, 4, 8, 12].map(|word| {
-            let mut bytes = [0; 4];
-            for (byte, at) in bytes.iter_mut().zip(word..) {
-                let place = (self.req_cons as usize + at) % RING_SIZE;
-                self.frame.read(place, core::slice::from_mut(byte));
-            }
-            u32::from_le_bytes(bytes)
-        });
-        self.owes = true;
-        self.req_cons = self.frame.read_u32(REQ_PROD);
         self.frame.write_u32(REQ_CONS, self.req_cons);
     }
 
@@ -213,13 +237,17 @@ impl Noise {
     }
 
     fn say(&mut self) {
+        let owes = self.owed.front().copied();
+        self.asked = owes.unwrap_or(self.asked);
         let [kind, id, transaction, _] = self.asked.map(|word| self.mostly(word));
-        let kind = match (self.below(8), self.owes) {
+        let kind = match (self.below(8), owes.is_some()) {
             (0, _) | (_, false) => self.mostly(WATCH_EVENT),
             (1, true) => ERROR,
             (_, true) => kind,
         };
-        self.owes = kind == WATCH_EVENT && self.owes;
+        if kind != WATCH_EVENT {
+            self.owed.pop_front();
+        }
         let payload = self.payload(kind);
         for byte in message(kind, id, transaction, &payload) {
             self.frame.write(RSP + self.rsp_prod as usize % RING_SIZE, &[byte]);

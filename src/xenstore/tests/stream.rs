@@ -4,6 +4,7 @@ use std::vec::Vec;
 
 use super::daemon::{Daemon, WATCH_EVENT, message};
 use super::{Notified, at, client, daemon, guarded, job, result, run, watch_event};
+use crate::limits;
 use crate::wire::xenbus::{Job, Path, XenbusState};
 use crate::wire::xs::{HEADER, REQ_CONS, REQ_PROD, RING_SIZE, RSP_CONS};
 use crate::xenstore::StoreEvent;
@@ -71,6 +72,28 @@ fn a_request_waits_for_room_and_goes_out_in_pieces() {
     daemon.req_cons = 1004;
     assert_eq!(run(&mut store, &mut daemon), [StoreEvent::Done(Ok(()))]);
     assert_eq!(daemon.get(&at("error")).map(str::len), Some(200));
+}
+
+#[test]
+fn steps_that_stand_alone_are_asked_together_and_a_transaction_step_by_step() {
+    let asked = |job: Job| {
+        let mut daemon = daemon();
+        daemon.chunk = RING_SIZE;
+        let mut store = client(&daemon);
+        store.start(job);
+        let mut hal = Notified::default();
+        let mut asked = Vec::new();
+        while store.turn(&mut hal).is_none() {
+            let before = daemon.seen.len();
+            // All that was asked in this turn is answered before the next.
+            while daemon.step() {}
+            asked.push(daemon.seen.len() - before);
+        }
+        asked
+    };
+    let reads = |job, count| (0..count).fold(job, |job: Job, _| job.read("params"));
+    assert_eq!(asked(reads(job(), limits::JOB_STEPS)), [8, 8, 2]);
+    assert_eq!(asked(reads(guarded(), 2)), [1; 5]);
 }
 
 #[test]
