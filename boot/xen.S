@@ -46,7 +46,7 @@ _start:
         call platter_start
         ud2
 
-# The event upcall. It is only ever delivered inside SCHEDOP_block, and there is nothing to do: the
+# The event upcall. It is only ever delivered in `hypercall::block`, and there is nothing to do: the
 # loop scans pending ports itself. Xen has set the upcall mask on entry, and nothing here clears it, so
 # that no second upcall can come. Frame: rcx, r11, rip, cs (RPL 0), rflags, rsp, ss. It goes back by a
 # jump, as iretq is slow: selectors are those that Xen entered with, and rcx, r11 and the flags are

@@ -10,8 +10,8 @@ use crate::mem::SharedPage;
 use crate::wire::xenbus::StoreError;
 use crate::wire::xs::{self, HEADER, Header, Message, MessageType, Request, RequestId, TransactionId};
 
-/// Requests that wait for their replies at most: each reply that comes by itself wakes the domain, while the daemon takes
-/// only so many requests (20 by default) of a domain before those of others.
+/// Requests that wait for their replies at most. Each reply that comes by itself wakes the domain; but C xenstored stops
+/// reading what a domain asks while it has so many of its requests (quota `outstanding`, 20 by default).
 const UNDER_WAY: usize = 8;
 
 /// What the daemon sent.

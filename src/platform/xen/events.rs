@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use super::hypercall::{Nr, hypercall, op};
+use super::hypercall::{self, Nr, hypercall, op};
 use crate::hal::HypervisorError;
 use crate::mem::SharedPage;
 use crate::units::{DomId, Instant, Pirq, Port};
@@ -19,7 +19,6 @@ const SEND: u64 = 4;
 const ALLOC_UNBOUND: u64 = 6;
 const UNMASK: u64 = 9;
 
-const SCHEDOP_BLOCK: u64 = 1;
 const VIRQ_TIMER: u32 = 0;
 const VCPUOP_STOP_PERIODIC_TIMER: u64 = 7;
 /// `DOMID_SELF`.
@@ -27,6 +26,7 @@ const SELF: u16 = 0x7ff0;
 
 /// Offsets in shared_info.
 const UPCALL_PENDING: usize = 0;
+const UPCALL_MASK: usize = 1;
 const PENDING_SELECTOR: usize = 8;
 const PENDING: usize = 2048;
 const MASK: usize = 2560;
@@ -154,7 +154,7 @@ impl Ports {
                 self.bits = self.bitmap(PENDING, self.word).load(Ordering::SeqCst) & !masked;
             } else {
                 // Cleared before the selector is read: an event after this sets it again.
-                self.upcall_pending().store(0, Ordering::SeqCst);
+                self.byte(UPCALL_PENDING).store(0, Ordering::SeqCst);
                 self.selected = self.selector().swap(0, Ordering::SeqCst);
                 if self.selected == 0 {
                     return None;
@@ -173,8 +173,13 @@ impl Ports {
             unsafe { hypercall(Nr::SetTimerOp, [deadline.0.max(1), 0, 0, 0]) };
             self.timer_at = Some(deadline);
         }
-        // SAFETY: takes no argument; the upcall it may deliver is boot's, which touches nothing.
-        unsafe { hypercall(Nr::SchedOp, [SCHEDOP_BLOCK, 0, 0, 0]) };
+        // SAFETY: shared_info is mapped for good, and this is the first processor's mask in it.
+        unsafe { hypercall::block(self.byte(UPCALL_MASK).as_ptr()) };
+    }
+
+    /// Whether upcalls are masked, as they are but for sleeps.
+    pub(super) fn are_upcalls_masked(&self) -> bool {
+        self.byte(UPCALL_MASK).load(Ordering::SeqCst) != 0
     }
 
     fn bitmap(&self, start: usize, word: usize) -> &AtomicU64 {
@@ -192,8 +197,8 @@ impl Ports {
         unsafe { AtomicU64::from_ptr(place) }
     }
 
-    fn upcall_pending(&self) -> &AtomicU8 {
-        let place = self.shared_info.base().as_ptr().wrapping_add(UPCALL_PENDING);
+    fn byte(&self, offset: usize) -> &AtomicU8 {
+        let place = self.shared_info.base().as_ptr().wrapping_add(offset);
         // SAFETY: as above, for a byte.
         unsafe { AtomicU8::from_ptr(place) }
     }

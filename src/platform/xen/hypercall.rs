@@ -68,9 +68,7 @@ pub(super) fn counts() -> impl Iterator<Item = (&'static str, u64)> {
 /// The arguments are what that hypercall expects; memory they point to is valid for what Xen reads
 /// and writes there, and nothing Xen changes by it (page tables, grants) is relied upon otherwise.
 pub(super) unsafe fn hypercall(nr: Nr, args: [u64; 4]) -> i64 {
-    // One processor, so counting needs no atomic addition.
-    let count = &COUNTS[nr as usize];
-    count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    count(nr);
     let result: i64;
     // SAFETY: the caller vouches for the arguments; registers that Xen may change are declared.
     unsafe {
@@ -85,6 +83,35 @@ pub(super) unsafe fn hypercall(nr: Nr, args: [u64; 4]) -> i64 {
         );
     }
     result
+}
+
+/// Sleeps until an event is pending (sched.h, `SCHEDOP_block`). Xen lifts the upcall mask for that, and sets it again as it
+/// delivers the upcall; but there are wake-ups without one (an NMI from dom0), so it is set here too, before anything
+/// else runs that the upcall would disturb.
+///
+/// # Safety
+/// `mask` is this processor's upcall mask (`evtchn_upcall_mask` of its `vcpu_info`).
+pub(super) unsafe fn block(mask: *mut u8) {
+    const BLOCK: u64 = 1;
+    count(Nr::SchedOp);
+    // SAFETY: takes no argument; the upcall is boot's, and loses rcx, r11 and the flags, as the hypercall does.
+    unsafe {
+        asm!(
+            "syscall",
+            "mov byte ptr [{mask}], 1",
+            mask = in(reg) mask,
+            inout("rax") Nr::SchedOp as u64 => _,
+            inout("rdi") BLOCK => _,
+            inout("rsi") 0_u64 => _,
+            out("rdx") _, out("r10") _, out("r8") _, out("rcx") _, out("r11") _,
+        );
+    }
+}
+
+fn count(nr: Nr) {
+    // One processor, so counting needs no atomic addition.
+    let count = &COUNTS[nr as usize];
+    count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
 /// A hypercall `op(cmd, &mut arg)`, as most are.

@@ -245,6 +245,7 @@ impl Events for Xen {
         let deadline = self.watchdog.before_sleep(self.latest, deadline);
         self.ports.block(deadline);
         if self.watchdog.is_off() {
+            assert!(self.ports.are_upcalls_masked(), "an upcall could come at any time");
             let now = self.now();
             self.watchdog.alive(now);
         }

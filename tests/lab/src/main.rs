@@ -160,7 +160,7 @@ enum Action {
     /// Boots a machine of two processors, one for all guests and one for all who serve, where each backend has a controller of its
     /// own, and has one guest and then four do the same fio jobs on each, in rounds that take turns until they are alike. Prints tables, and
     /// writes target/bench/report.html, with plots, and report.json, with every round. Only ratios mean anything: the
-    /// machine is emulated, and the host must have nothing else to do. Takes an hour.
+    /// machine is emulated, and the host must have nothing else to do. Takes 40 minutes.
     Bench {
         /// Only jobs whose name contains this.
         filter: Option<String>,

@@ -162,6 +162,7 @@ pub(crate) const BOOTS: &[Boot] = &[
             life::crash_leaves_an_epitaph,
             life::crash_restarts,
             trouble::a_console_that_stands_still_holds_nothing_up,
+            trouble::a_wake_up_without_an_event_leaves_upcalls_masked,
         ],
     },
     on_oxenstored("guests", GUESTS),

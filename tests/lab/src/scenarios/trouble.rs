@@ -35,6 +35,23 @@ pub(super) fn a_console_that_stands_still_holds_nothing_up(world: &World) -> Res
     Ok(())
 }
 
+/// An NMI from dom0 ends the sleep without any event, so that Xen has not set the mask of upcalls again. platter looks at
+/// it when it wakes up from being idle.
+pub(super) fn a_wake_up_without_an_event_leaves_upcalls_masked(world: &World) -> Result<()> {
+    let (platter, alice) = (world.fresh_platter(Settings::usual())?, world.alice()?);
+    alice.attach("xvdb", NAME, "/dev/nvme0n1")?;
+    for time in ["first", "second"] {
+        world.step(&format!("platter settles, and dom0 sends it the {time} NMI"));
+        thread::sleep(Duration::from_secs(4));
+        let before = platter.cpu_time()?;
+        world.machine().dom0(&format!("xl trigger {NAME} nmi"))?;
+        poll("platter awake", A_MOMENT, || Ok((platter.cpu_time()? > before).then_some(())))?;
+    }
+    alice.run("dd if=/dev/xvdb of=/dev/null bs=64k count=16 iflag=direct")?;
+    ensure!(platter.exists()?, "platter has ended");
+    alice.detach("xvdb")
+}
+
 /// When Xen has no interrupt for the controller, platter says so and polls; data is right all the same.
 pub(super) fn without_an_interrupt_it_polls(world: &World) -> Result<()> {
     let (platter, alice) = (world.platter()?, world.alice()?);
