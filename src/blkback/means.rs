@@ -195,12 +195,7 @@ impl Links {
 
     /// All that are connected.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Link> {
-        self.pages.iter().flat_map(|page| page.iter())
-    }
-
-    /// All that are connected.
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Link> {
-        self.pages.iter_mut().flat_map(|page| page.iter_mut())
+        (0..self.len).map(|ring| &self[ring])
     }
 }
 

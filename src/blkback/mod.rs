@@ -18,5 +18,5 @@ mod vbd;
 
 pub use counters::{Counters, LATENCY_RANGES, Latencies, Tally};
 pub use handshake::DeviceId;
-pub use requests::{Admitted, Batch, Command, Issued, Part, Requests, Spans, Work};
+pub use requests::{Admitted, Batch, Command, Completed, Issued, Part, Requests, Spans, Work};
 pub use vbd::{Neighbour, Vbd};

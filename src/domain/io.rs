@@ -1,8 +1,9 @@
 //! The data path: requests from rings to disks and answers back, batched over all rings so that a
-//! turn costs at most one map, one unmap and one notification a ring.
+//! turn costs at most one map, one unmap, and a notification where a frontend asks for one.
 //!
 //! Order within a turn: completions first, because they free slots; grants are given back before
-//! the answer that lets the guest reuse its pages; then new requests, commands, and one publish.
+//! the answer that lets the guest reuse its pages; then new requests and commands; notifications
+//! last, so that the disks are at work when the guests are.
 
 use core::ops::Range;
 
@@ -10,11 +11,11 @@ use heapless::Vec;
 
 use super::disks::Disks;
 use super::set::Set;
-use crate::blkback::{Admitted, Batch, Issued, Requests, Spans, Vbd, Work};
+use crate::blkback::{Admitted, Batch, Completed, Issued, Requests, Spans, Vbd, Work};
 use crate::drivers::{Completion, DeviceError, Disk, Operation, Refusal, Token};
 use crate::hal::{GrantMapping, Hal, Memory};
 use crate::limits;
-use crate::units::{Block, Instant, Span};
+use crate::units::{Block, Instant, Port, Span};
 use crate::volume::DiskIndex;
 
 /// Completions taken from one controller at a time.
@@ -34,8 +35,8 @@ pub(super) struct Io {
     queued: [Set; limits::CONTROLLERS],
     /// Vbds with requests that have ended.
     ended: Set,
-    /// Vbds with answers to be published.
-    answered: Set,
+    /// Ports to be notified at the end of the turn: their guests wait for answers.
+    notices: Vec<Port, { limits::RINGS }>,
     /// Vbds whose rings were popped since they were last armed.
     popped: Set,
     /// Turns since then.
@@ -88,7 +89,7 @@ impl Io {
             called: Set::EMPTY,
             queued: [Set::EMPTY; limits::CONTROLLERS],
             ended: Set::EMPTY,
-            answered: Set::EMPTY,
+            notices: Vec::new(),
             popped: Set::EMPTY,
             turns: 0,
             stirred: Set::EMPTY,
@@ -191,7 +192,8 @@ impl Io {
         for disk in disks.iter_mut().flatten() {
             disk.kick(hal);
         }
-        self.publish(hal, vbds);
+        self.notices.iter().for_each(|port| hal.notify(*port));
+        self.notices.clear();
         self.turns += 1;
         if self.turns >= ARM_TURNS {
             self.arm(vbds);
@@ -224,11 +226,10 @@ impl Io {
                 }
                 let (index, slot) = place(completion.token);
                 if let Some(requests) = requests(vbds, index) {
-                    requests.completed(slot, completion.result.is_ok());
-                    self.ended.add(index);
-                    // Data that came with a flush is issued when the flush is done.
-                    if requests.has_commands() {
-                        self.queued[controller].add(index);
+                    match requests.completed(slot, completion.result.is_ok()) {
+                        Completed::Last => self.ended.add(index),
+                        Completed::Next => self.queued[controller].add(index),
+                        Completed::One => {}
                     }
                 }
             }
@@ -237,21 +238,17 @@ impl Io {
         again
     }
 
-    /// Gives the grants of ended requests back, then answers them.
+    /// Answers ended requests, those with grants to be given back when that is done.
     fn finish(&mut self, hal: &mut impl Hal, now: Instant, vbds: &mut Vbds) {
         let Some(first) = self.ended.next(self.reap_cursor) else { return };
-        let mut reaped = Set::EMPTY;
+        let mut waiting = Set::EMPTY;
         self.unmaps.clear();
-        for index in self.ended.from(first) {
-            let Some(requests) = requests(vbds, index) else {
-                self.ended.remove(index);
-                continue;
-            };
-            if requests.reap(&mut self.unmaps) {
-                reaped.add(index);
-            }
-            if !requests.has_ended() {
-                self.ended.remove(index);
+        for index in core::mem::take(&mut self.ended).from(first) {
+            let Some(requests) = requests(vbds, index) else { continue };
+            if requests.reap(now, &mut self.unmaps) {
+                waiting.add(index);
+            } else {
+                self.answered(hal, index, requests);
             }
         }
         // It may have taken all room in the batch: the next one is first the next time.
@@ -259,20 +256,26 @@ impl Io {
         if !self.unmaps.is_empty() {
             hal.unmap(&self.unmaps);
         }
-        while let Some(index) = reaped.pop() {
+        while let Some(index) = waiting.pop() {
             let Some(requests) = requests(vbds, index) else { continue };
             requests.answer(now);
-            if requests.is_drained() {
-                self.stirred.add(index);
-            }
-            // There may be room for requests that had to wait.
-            if requests.backlog() {
-                self.called.add(index);
-            }
-            self.answered.add(index);
-            // A barrier or a discard may begin, or end at once.
-            note(index, requests, &mut self.queued, &mut self.ended);
+            self.answered(hal, index, requests);
         }
+    }
+
+    /// Shows the answers that a vbd has got, and notes what may be done next for it. Inlined like [`Requests::reap`].
+    #[inline(always)]
+    fn answered(&mut self, hal: &mut impl Hal, index: usize, requests: &mut Requests) {
+        publish(hal, requests, &mut self.notices);
+        if requests.is_drained() {
+            self.stirred.add(index);
+        }
+        // There may be room for requests that had to wait.
+        if requests.backlog() {
+            self.called.add(index);
+        }
+        // A barrier or a discard may begin, or end at once.
+        note(index, requests, &mut self.queued, &mut self.ended);
     }
 
     /// Takes new requests: copies what indirect ones point to, and maps what all of them name. Returns whether some were
@@ -301,7 +304,8 @@ impl Io {
                         first.get_or_insert(index);
                     }
                     self.popped.add(index);
-                    self.answered.add(index);
+                    // Some may make no sense, and have their answers.
+                    publish(hal, requests, &mut self.notices);
                     // A discard of nothing has ended.
                     note(index, requests, &mut self.queued, &mut self.ended);
                     if !requests.backlog() {
@@ -412,15 +416,6 @@ impl Io {
         }
     }
 
-    /// Shows the answers, with one event where the frontend asks for it.
-    fn publish(&mut self, hal: &mut impl Hal, vbds: &mut Vbds) {
-        while let Some(index) = self.answered.pop() {
-            if let Some(requests) = requests(vbds, index) {
-                requests.publish(|port| hal.notify(port));
-            }
-        }
-    }
-
     /// Asks each frontend whose ring was popped for an event at its next request; returns whether
     /// one has published a request meanwhile.
     pub(super) fn arm(&mut self, vbds: &mut Vbds) -> bool {
@@ -479,6 +474,15 @@ fn issue_one(index: usize, requests: &mut Requests, disk: &mut Disk, spans: &mut
 /// Where a token's request is: the vbd's place and its slot.
 fn place(token: Token) -> (usize, u8) {
     ((token.0 >> 16) as usize, token.0 as u8)
+}
+
+/// Shows a guest its answers; an event follows at the end of the turn, where its frontend asks for one.
+fn publish(hal: &mut impl Hal, requests: &mut Requests, notices: &mut Vec<Port, { limits::RINGS }>) {
+    requests.publish(|port| {
+        if let Err(port) = notices.push(port) {
+            hal.notify(port);
+        }
+    });
 }
 
 /// Notes what is to be done next for a vbd.

@@ -110,6 +110,17 @@ pub enum Issued {
     Blocks(Block),
 }
 
+/// What one command of a request was to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Completed {
+    /// One of several: it waits for others.
+    One,
+    /// What the next one waited for: that can be issued.
+    Next,
+    /// The last one: the request has ended.
+    Last,
+}
+
 /// Slots by index, first in first out. Each request goes through three of these: a few instructions for each step.
 #[derive(Debug)]
 struct Queue {
@@ -321,11 +332,12 @@ impl Requests {
         }
     }
 
-    /// The device is done with one command of a slot, and with the memory of it.
+    /// The device is done with one command of a slot, and with the memory of it; returns what follows.
     ///
     /// # Panics
     /// When no command of the slot is outstanding.
-    pub fn completed(&mut self, slot: u8, ok: bool) {
+    #[inline]
+    pub fn completed(&mut self, slot: u8, ok: bool) -> Completed {
         let index = slot;
         let slot = &mut self.means.slots[index];
         slot.parts = slot.parts.checked_sub(1).expect("a completion belongs to a command");
@@ -334,16 +346,18 @@ impl Requests {
             slot.status = Status::Error;
         }
         if slot.parts > 0 || slot.queued {
-            return;
+            return Completed::One;
         }
         if self.intake.is_closed() {
             slot.left = Block(0);
         }
-        if ok && !slot.all_issued() {
+        let goes_on = ok && !slot.all_issued();
+        if goes_on {
             self.enqueue(index);
         } else {
             self.finished.push(index);
         }
+        if goes_on && !self.abandoned { Completed::Next } else { Completed::Last }
     }
 
     /// Commands that were issued and not completed.
@@ -367,29 +381,46 @@ impl Requests {
     /// Answers what was reaped.
     pub fn answer(&mut self, now: Instant) {
         for _ in 0..core::mem::take(&mut self.reaped) {
-            let index = self.finished.pop().expect("what was reaped had finished");
-            let slot = &mut self.means.slots[index];
-            self.means.links[usize::from(slot.ring)].back.push(slot.head(), slot.status);
-            let okay = slot.status == Status::Okay;
-            self.means.counters.answered(slot.op, okay, slot.sectors, now.since(slot.taken));
-            if slot.op == Operation::Barrier {
-                self.barrier = None;
-            }
-            if self.discard == Some(index) {
-                self.discard = None;
-            }
-            if let Some(page) = slot.page.take() {
-                self.means.segment_pages.push(page).expect("each page came from here");
-            }
-            self.free.push(index);
+            self.answer_next(now);
         }
-        self.start_barrier();
-        self.start_discard();
+        self.follow_up();
+    }
+
+    /// Answers the request that has finished first.
+    #[inline(always)]
+    fn answer_next(&mut self, now: Instant) {
+        let index = self.finished.pop().expect("what is answered has finished");
+        let slot = &mut self.means.slots[index];
+        self.means.links[usize::from(slot.ring)].back.push(slot.head(), slot.status);
+        let okay = slot.status == Status::Okay;
+        self.means.counters.answered(slot.op, okay, slot.sectors, now.since(slot.taken));
+        if slot.op == Operation::Barrier {
+            self.barrier = None;
+        }
+        if self.discard == Some(index) {
+            self.discard = None;
+        }
+        if let Some(page) = slot.page.take() {
+            self.means.segment_pages.push(page).expect("each page came from here");
+        }
+        self.free.push(index);
+    }
+
+    /// Begins what waited for answers.
+    #[inline]
+    fn follow_up(&mut self) {
+        if self.barrier.is_some() {
+            self.start_barrier();
+        }
+        if self.discards.len() > 0 {
+            self.start_discard();
+        }
     }
 
     /// Shows the guest the answers; notifies the ports of rings that asked for it.
     pub fn publish(&mut self, mut notify: impl FnMut(Port)) {
-        for link in self.means.links.iter_mut() {
+        for ring in 0..self.means.links.len() {
+            let link = &mut self.means.links[ring];
             if link.back.publish() {
                 notify(link.port);
             }

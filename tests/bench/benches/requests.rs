@@ -57,16 +57,16 @@ fn recorded(instructions: u64, guests: u64) -> LibraryBenchmarkConfig {
 }
 
 #[library_benchmark(setup = ready, teardown = say)]
-#[bench::persistent_4k_one_at_a_time(args = (1, PERSISTENT, 1), config = recorded(3853, 1))]
-#[bench::persistent_4k_batch_32(args = (1, PERSISTENT, 32), config = recorded(1430, 1))]
-#[bench::persistent_4k_one_at_a_time_64_vbds(args = (64, PERSISTENT, 1), config = recorded(2107, 64))]
-#[bench::persistent_4k_batch_32_64_vbds(args = (64, PERSISTENT, 32), config = recorded(1656, 64))]
-#[bench::mapped_4k_one_at_a_time(args = (1, MAPPED, 1), config = recorded(4097, 1))]
-#[bench::mapped_4k_batch_32(args = (1, MAPPED, 32), config = recorded(1454, 1))]
-#[bench::direct_44k_batch_32(args = (1, DIRECT, 32), config = recorded(3972, 1))]
-#[bench::indirect_128k_batch_32(args = (1, INDIRECT, 32), config = recorded(9690, 1))]
-#[bench::indirect_1m_one_at_a_time(args = (1, LARGEST, 1), config = recorded(73414, 1))]
-#[bench::indirect_1m_batch_32(args = (1, LARGEST, 32), config = recorded(72056, 1))]
+#[bench::persistent_4k_one_at_a_time(args = (1, PERSISTENT, 1), config = recorded(3553, 1))]
+#[bench::persistent_4k_batch_32(args = (1, PERSISTENT, 32), config = recorded(1417, 1))]
+#[bench::persistent_4k_one_at_a_time_64_vbds(args = (64, PERSISTENT, 1), config = recorded(1894, 64))]
+#[bench::persistent_4k_batch_32_64_vbds(args = (64, PERSISTENT, 32), config = recorded(1472, 64))]
+#[bench::mapped_4k_one_at_a_time(args = (1, MAPPED, 1), config = recorded(3870, 1))]
+#[bench::mapped_4k_batch_32(args = (1, MAPPED, 32), config = recorded(1445, 1))]
+#[bench::direct_44k_batch_32(args = (1, DIRECT, 32), config = recorded(3959, 1))]
+#[bench::indirect_128k_batch_32(args = (1, INDIRECT, 32), config = recorded(9730, 1))]
+#[bench::indirect_1m_one_at_a_time(args = (1, LARGEST, 1), config = recorded(73462, 1))]
+#[bench::indirect_1m_batch_32(args = (1, LARGEST, 32), config = recorded(72205, 1))]
 fn a_thousand_requests((mut rig, batch, requests): (Rig, u32, f64)) -> (Rig, f64) {
     rig.serve(black_box(REQUESTS), batch);
     (rig, requests)

@@ -243,14 +243,14 @@ fn an_unmap_batch_is_filled_with_whole_requests() {
     let mut unmaps = Vec::<_, GRANT_BATCH>::new();
     let filler = GrantMapping { handle: GrantHandle(0), bus: BusAddr(0) };
     unmaps.resize(GRANT_BATCH - 13, filler).unwrap();
-    assert!(rig.requests.reap(&mut unmaps));
+    assert!(rig.requests.reap(rig.now, &mut unmaps));
     assert_eq!(unmaps.len(), GRANT_BATCH - 2);
     rig.requests.answer(rig.now);
     assert_eq!(rig.requests.in_flight(), 1);
     let mut unmaps = Vec::<_, GRANT_BATCH>::new();
-    assert!(rig.requests.reap(&mut unmaps));
+    assert!(rig.requests.reap(rig.now, &mut unmaps));
     rig.requests.answer(rig.now);
-    assert!((unmaps.len(), rig.requests.in_flight()) == (3, 0) && !rig.requests.reap(&mut unmaps));
+    assert!((unmaps.len(), rig.requests.in_flight()) == (3, 0) && !rig.requests.reap(rig.now, &mut unmaps));
 }
 
 #[test]

@@ -65,6 +65,27 @@ fn a_page_named_twice_at_first_is_kept_once() {
 }
 
 #[test]
+fn only_a_request_with_pages_to_be_given_back_waits_and_those_behind_it() {
+    let mut rig = persistent();
+    assert_eq!(rig.run(READ, 0, &[(1, 0, 7)]), OKAY);
+    rig.submit(READ, 1, 0, &[(1, 0, 7)]);
+    rig.submit(READ, 2, 0, &[(2, 0, 3), (2, 4, 7)]);
+    rig.admit();
+    rig.submit(READ, 3, 0, &[(1, 0, 7)]);
+    rig.admit();
+    rig.work();
+    let mut unmaps = Vec::<_, GRANT_BATCH>::new();
+    assert!(rig.requests.reap(rig.now, &mut unmaps));
+    rig.publish();
+    assert_eq!((unmaps.len(), rig.answer(), rig.answer()), (1, Some((1, OKAY)), None));
+    rig.machine.unmap(&unmaps);
+    rig.requests.answer(rig.now);
+    rig.publish();
+    assert_eq!([(); 3].map(|()| rig.answer()), [Some((2, OKAY)), Some((3, OKAY)), None]);
+    rig.close();
+}
+
+#[test]
 fn a_bad_grant_leaves_the_others_kept_and_unused() {
     for bad in 0..4 {
         let mut rig = persistent();

@@ -225,12 +225,10 @@ impl Rig {
     /// Unmaps, answers and publishes what is finished.
     fn settle(&mut self) {
         let mut unmaps = Vec::<_, GRANT_BATCH>::new();
-        let ended = self.requests.has_ended();
-        let reaped = self.requests.reap(&mut unmaps);
-        assert_eq!(reaped, ended);
+        let waits = self.requests.reap(self.now, &mut unmaps);
         self.machine.unmap(&unmaps);
         self.check_reach();
-        if reaped {
+        if waits {
             self.requests.answer(self.now);
         }
         self.publish();

@@ -189,8 +189,7 @@ fn what_is_in_flight_is_finished_before_anything_is_given_up() {
     world.run();
     assert_eq!(world.machine.mapped.len(), 1, "not before it is answered");
     let requests = world.vbd.requests_mut().unwrap();
-    assert!(requests.reap(&mut heapless::Vec::new()));
-    requests.answer(Instant(0));
+    assert!(!requests.reap(Instant(0), &mut heapless::Vec::new()));
     world.run();
     assert_eq!((front.response(), world.machine.notified.len()), (Some((3, 1, 0)), 1));
     assert_eq!(world.trace(), [(5000, "6")]);
@@ -380,8 +379,7 @@ fn pages_that_stay_mapped_go_back_when_they_are_idle_and_at_the_end() {
         requests.mapped(world.now, &batch.maps);
         requests.issued(Issued::Data(Part { segments: 1, bytes: 4096 }));
         requests.completed(0, true);
-        assert!(requests.reap(&mut heapless::Vec::new()));
-        requests.answer(world.now);
+        assert!(!requests.reap(world.now, &mut heapless::Vec::new()));
         assert_eq!(world.machine.reachable.len(), 1, "it stays mapped");
         if idle {
             world.run_until(60_200);

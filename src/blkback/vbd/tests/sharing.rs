@@ -159,8 +159,7 @@ fn a_volume_is_held_while_requests_are_in_flight_though_the_directory_is_gone() 
     assert!(world.vbd.hold().is_some(), "the disk still works for it");
     let requests = world.vbd.requests_mut().unwrap();
     requests.completed(0, true);
-    assert!(requests.reap(&mut heapless::Vec::new()));
-    requests.answer(Instant(0));
+    assert!(!requests.reap(Instant(0), &mut heapless::Vec::new()));
     world.run();
     assert_eq!(world.vbd.hold(), None);
 }
