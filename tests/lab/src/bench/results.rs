@@ -170,8 +170,13 @@ impl Results {
             let [low, median, high] = [time.low, time.median, time.high].map(|time| time * 1e3);
             format!("{median:.1} ms ({low:.1}-{high:.1})")
         };
-        if let Some(Attach { offer, connect }) = &self.attach {
-            for (what, time) in [("offer a disk", offer), ("connect a frontend", connect)] {
+        if let Some(Attach { offer, connect, settle }) = &self.attach {
+            let steps = [
+                ("offer a disk", offer),
+                ("connect a frontend", connect),
+                ("connect it and serve its first reads", settle),
+            ];
+            for (what, time) in steps {
                 sizes.push((format!("CPU time of platter to {what}"), milliseconds(*time)));
             }
         }

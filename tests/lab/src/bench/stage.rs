@@ -109,8 +109,10 @@ impl Contender {
 pub(super) struct Attach {
     /// Until the toolstack has its disk offered.
     pub(super) offer: Median,
-    /// From when the frontend looks at it until the guest has its disk.
+    /// From when the frontend looks at it until platter's state is Connected.
     pub(super) connect: Median,
+    /// The same until the guest has its disk: it reads some of it first.
+    pub(super) settle: Median,
 }
 
 /// Who is there.
@@ -277,31 +279,41 @@ impl<'m> Stage<'m> {
     pub(super) fn attach(&self, times: u32) -> Result<Attach> {
         let (contender, guest) = (CONTENDERS[0], &self.guests[0]);
         let (vdev, platter) = (contender.vdev(), self.domain(Server::Platter)?);
-        let cost = |what: &dyn Fn() -> Result<()>| -> Result<f64> {
-            let before = self.machine.cpu_time(platter)?;
-            what()?;
-            Ok((self.machine.cpu_time(platter)? - before) as f64 / 1e9)
-        };
-        let offer = || {
-            self.machine.dom0(&format!("xl block-attach {} '{}'", guest.name(), contender.disk(0))).map(drop)
-        };
-        let connect = || {
-            guest.run(
-                "for d in /sys/bus/xen/devices/vbd-*; do \
-                 [ -e $d/driver ] || echo ${d##*/} > /sys/bus/xen/drivers/vbd/bind; done",
-            )?;
-            guest.wait_disk(&vdev)
-        };
-        let [mut offers, mut connects] = [const { Vec::new() }; 2];
+        let used = || self.machine.cpu_time(platter);
+        // The first line is the watch itself, the second the next state.
+        let watch = format!(
+            "rm -f /tmp/states; d=/local/domain/{platter}/backend/vbd/{}; \
+             for v in $(xenstore-list $d); do [ $(xenstore-read $d/$v/state) = 2 ] && offered=$d/$v/state; done; \
+             {{ xenstore-watch -n 2 $offered | domain-cpu-time {platter} each-line >/tmp/states; }} >/dev/null 2>&1 </dev/null & \
+             until [ -s /tmp/states ]; do usleep 10000; done",
+            guest.id()?
+        );
+        let bind = "for d in /sys/bus/xen/devices/vbd-*; do \
+                    [ -e $d/driver ] || echo ${d##*/} > /sys/bus/xen/drivers/vbd/bind; done";
+        let seconds = |from: u64, to: u64| (to - from) as f64 / 1e9;
+        let [mut offers, mut connects, mut settles] = [const { Vec::new() }; 3];
         for _ in 0..times {
             guest.detach(&vdev)?;
             guest.run("echo 0 > /sys/bus/xen/drivers_autoprobe")?;
-            offers.push(cost(&offer)?);
-            connects.push(cost(&connect)?);
+            let before = used()?;
+            self.machine.dom0(&format!("xl block-attach {} '{}'", guest.name(), contender.disk(0)))?;
+            let offered = used()?;
+            self.machine.dom0(&watch)?;
+            guest.run(bind)?;
+            guest.wait_disk(&vdev)?;
+            let settled = used()?;
+            let connected = self
+                .machine
+                .dom0("until [ $(wc -l </tmp/states) = 2 ]; do usleep 10000; done; tail -n 1 /tmp/states")?;
+            let connected = connected.parse().context("domain-cpu-time printed no number")?;
+            offers.push(seconds(before, offered));
+            connects.push(seconds(offered, connected));
+            settles.push(seconds(offered, settled));
             guest.run("echo 1 > /sys/bus/xen/drivers_autoprobe")?;
         }
-        let [offer, connect] = [offers, connects].map(|values| Median::of(values.into_iter()));
-        Ok(Attach { offer, connect })
+        let [offer, connect, settle] =
+            [offers, connects, settles].map(|values| Median::of(values.into_iter()));
+        Ok(Attach { offer, connect, settle })
     }
 
     /// Ends all domains but dom0, and waits until their controllers are free.

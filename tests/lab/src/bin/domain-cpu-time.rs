@@ -1,12 +1,13 @@
 //! Runs in dom0: prints a domain's CPU time in nanoseconds, which `xl` only shows in tenths of a second.
 //!
 //! `domain-cpu-time DOMID` asks the hypervisor by XEN_DOMCTL_getdomaininfo (Xen 4.17 `public/domctl.h`) through
-//! Linux's privcmd device (`include/uapi/xen/privcmd.h`).
+//! Linux's privcmd device (`include/uapi/xen/privcmd.h`). `domain-cpu-time DOMID each-line` does so for each line that it
+//! reads, at once: for what xenstore-watch says.
 #![expect(unsafe_code, reason = "a hypercall from user space is an ioctl, for which std has no safe call")]
 
 use std::ffi::{c_int, c_ulong};
 use std::fs::OpenOptions;
-use std::io::{Error, Result};
+use std::io::{Error, Result, stdin};
 use std::os::fd::AsRawFd;
 
 /// `_IOC(_IOC_NONE, 'P', 0, sizeof(struct privcmd_hypercall))`.
@@ -69,8 +70,20 @@ fn cpu_time(domain: u16) -> Result<u64> {
 }
 
 fn main() -> Result<()> {
-    let argument = std::env::args().nth(1);
-    let domain = argument.and_then(|text| text.parse().ok()).ok_or_else(|| Error::other("usage: DOMID"))?;
-    println!("{}", cpu_time(domain)?);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let usage = || Error::other("usage: DOMID [each-line]");
+    let [domain, rest @ ..] = arguments.as_slice() else { return Err(usage()) };
+    let domain = domain.parse().map_err(|_| usage())?;
+    match rest {
+        [] => println!("{}", cpu_time(domain)?),
+        ["each-line"] => {
+            for line in stdin().lines() {
+                line?;
+                println!("{}", cpu_time(domain)?);
+            }
+        }
+        _ => return Err(usage()),
+    }
     Ok(())
 }
