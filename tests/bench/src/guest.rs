@@ -1,4 +1,4 @@
-//! A guest with one disk that asks for the same kind of request again and again.
+//! A guest with one disk that asks for the same kind of request again and again, on each of its rings in turn.
 
 use platter::mem::frame::Frame;
 use platter::sim::abi::{Abi, Body, ENTRY_BYTES, Head, OKAY, READ, Segment, write_segment};
@@ -24,55 +24,68 @@ pub struct Shape {
     pub pages: u16,
     /// Whether its grants stay mapped.
     pub persistent: bool,
+    /// Rings that the guest has.
+    pub queues: u32,
 }
 
 /// A guest.
 pub(crate) struct Guest {
     disk: Disk,
-    ring: Frame,
-    ring_page: Page,
+    rings: Vec<Ring>,
+    /// The ring that the next request goes to.
+    next: usize,
+}
+
+struct Ring {
+    frame: Frame,
+    page: Page,
     port: Port,
     /// The entries of its requests, one for each place of the ring.
     entries: Vec<[u8; ENTRY_BYTES]>,
     asked: u32,
+    /// How many of them the backend was told of.
+    shown: u32,
 }
 
 impl Guest {
     /// The guest of a disk whose directories the toolstack has just made.
     pub(crate) fn new(machine: &mut Machine, disk: &Disk, shape: Shape) -> Self {
-        let guest = disk.guest;
-        let ring_page = Page::grant(machine, guest, false);
-        let ring = machine.memory.frame(ring_page.mfn);
-        ring.write_u32(RSP_EVENT, 1);
-        let port = machine.ports.open(guest, DRIVER).expect("a guest has ports");
-        let entries = (0..ENTRIES).map(|place| entry(machine, disk, shape, place)).collect();
-        Self { disk: disk.clone(), ring, ring_page, port, entries, asked: 0 }
+        let rings = (0..shape.queues).map(|ring| Ring::new(machine, disk, shape, ring)).collect();
+        Self { disk: disk.clone(), rings, next: 0 }
     }
 
-    /// Shows its ring, as a frontend does that is ready.
+    /// Shows its rings, as a frontend does that is ready.
     pub(crate) fn offer(&self, machine: &mut Machine, persistent: bool) {
         let path = front_path(self.disk.guest, self.disk.dev);
-        for (node, value) in [
-            ("ring-ref", self.ring_page.gref.0.to_string()),
-            ("event-channel", self.port.0.to_string()),
-            ("protocol", "x86_64-abi".into()),
-            ("feature-persistent", u32::from(persistent).to_string()),
-            ("state", "3".into()),
-        ] {
-            machine.tree.write(&format!("{path}/{node}"), value);
+        let mut write = |node: &str, value: String| machine.tree.write(&format!("{path}/{node}"), value);
+        for (number, ring) in self.rings.iter().enumerate() {
+            let queue = if self.rings.len() == 1 { String::new() } else { format!("queue-{number}/") };
+            write(&format!("{queue}ring-ref"), ring.page.gref.0.to_string());
+            write(&format!("{queue}event-channel"), ring.port.0.to_string());
         }
+        if self.rings.len() > 1 {
+            write("multi-queue-num-queues", self.rings.len().to_string());
+        }
+        write("protocol", "x86_64-abi".into());
+        write("feature-persistent", u32::from(persistent).to_string());
+        write("state", "3".into());
     }
 
-    /// Asks for so many requests, and wants to hear when the last of them is answered.
+    /// Asks for so many requests, and wants to hear when the last of each ring is answered.
     pub(crate) fn ask(&mut self, machine: &mut Machine, count: u32) {
         for _ in 0..count {
-            let place = self.asked % ENTRIES;
-            self.ring.write(HEADER + place as usize * Abi::X64.stride(), &self.entries[place as usize]);
-            self.asked += 1;
+            let ring = &mut self.rings[self.next];
+            let place = ring.asked % ENTRIES;
+            ring.frame.write(HEADER + place as usize * Abi::X64.stride(), &ring.entries[place as usize]);
+            ring.asked += 1;
+            self.next = (self.next + 1) % self.rings.len();
         }
-        self.ring.write_u32(RSP_EVENT, self.asked);
-        self.ring.write_u32(REQ_PROD, self.asked);
-        machine.notify(self.disk.guest, self.port);
+        for ring in self.rings.iter_mut().filter(|ring| ring.shown != ring.asked) {
+            ring.frame.write_u32(RSP_EVENT, ring.asked);
+            ring.frame.write_u32(REQ_PROD, ring.asked);
+            ring.shown = ring.asked;
+            machine.notify(self.disk.guest, ring.port);
+        }
     }
 
     /// Takes the answers.
@@ -80,17 +93,31 @@ impl Guest {
     /// # Panics
     /// When one is missing, or one of the last is an error.
     pub(crate) fn take_answers(&self, machine: &mut Machine) {
-        assert_eq!(self.ring.read_u32(RSP_PROD), self.asked, "all is answered");
-        for place in 0..self.asked.min(ENTRIES) {
-            let mut entry = [0; ENTRY_BYTES];
-            self.ring.read(HEADER + place as usize * Abi::X64.stride(), &mut entry);
-            assert_eq!(Abi::X64.response(&entry).status, OKAY);
+        for ring in &self.rings {
+            assert_eq!(ring.frame.read_u32(RSP_PROD), ring.asked, "all is answered");
+            for place in 0..ring.asked.min(ENTRIES) {
+                let mut entry = [0; ENTRY_BYTES];
+                ring.frame.read(HEADER + place as usize * Abi::X64.stride(), &mut entry);
+                assert_eq!(Abi::X64.response(&entry).status, OKAY);
+            }
+            machine.ports.take(self.disk.guest, ring.port);
         }
-        machine.ports.take(self.disk.guest, self.port);
     }
 }
 
-/// A read of so many pages, from another place of the disk and into other pages for each place of the ring.
+impl Ring {
+    fn new(machine: &mut Machine, disk: &Disk, shape: Shape, ring: u32) -> Self {
+        let page = Page::grant(machine, disk.guest, false);
+        let frame = machine.memory.frame(page.mfn);
+        frame.write_u32(RSP_EVENT, 1);
+        let port = machine.ports.open(disk.guest, DRIVER).expect("a guest has ports");
+        let places = ring * ENTRIES..(ring + 1) * ENTRIES;
+        let entries = places.map(|place| entry(machine, disk, shape, place)).collect();
+        Self { frame, page, port, entries, asked: 0, shown: 0 }
+    }
+}
+
+/// A read of so many pages, from another place of the disk and into other pages for each place of the rings.
 fn entry(machine: &mut Machine, disk: &Disk, shape: Shape, place: u32) -> [u8; ENTRY_BYTES] {
     let mut grant = || Page::grant(machine, disk.guest, false);
     let data: Vec<Segment> = (0..shape.pages).map(|_| (grant().gref.0, 0, 7)).collect();

@@ -85,7 +85,7 @@ impl Rig {
             guest.offer(&mut rig.world.state().machine, shape.persistent);
         }
         rig.settle();
-        rig.serve(guest::ENTRIES, guest::ENTRIES);
+        rig.serve(shape.queues * guest::ENTRIES, guest::ENTRIES);
         (rig.is_prepared, rig.calls) = (true, Calls::default());
         rig
     }
