@@ -35,20 +35,31 @@ pub(super) fn boots_and_says_ready(world: &World) -> Result<()> {
     world.step("its systemd unit's wait for data/ready ends");
     let ready = format!("/local/domain/{}/data/ready", platter.id());
     ensure!(world.machine().dom0(&format!("xenstore-read {ready}"))? == "1", "data/ready is not 1");
-    world.machine().dom0(&unit_wait()?)?;
-    world.step("and does not end where nobody is ready");
+    let wait = unit_script("ExecStartPost", "data/ready")?;
+    world.machine().dom0(&wait)?;
+    world.step("the unit leaves a platter alone that runs");
+    let [take, create] = [("ExecStartPre", "pci-assignable-add"), ("ExecStart", "xl create")]
+        .map(|(key, word)| unit_script(key, word));
+    let end = unit_script("ExecStopPost", "xl destroy")?.replace("seq 30", "seq 1");
+    world.machine().dom0(&format!("({}) && ({}) && ({end})", take?, create?))?;
+    ensure!(
+        world.machine().dom0(&format!("xl domid {NAME}"))? == platter.id().to_string(),
+        "it is another one"
+    );
+    world.step("its wait does not end where nobody is ready");
     world.machine().dom0(&format!("xenstore-write {ready} 0"))?;
-    let early = world.machine().dom0_answer(&unit_wait()?, Duration::from_secs(3))?;
+    let early = world.machine().dom0_answer(&wait, Duration::from_secs(3))?;
     world.machine().dom0(&format!("xenstore-write {ready} 1"))?;
     ensure!(early.code != 0, "the unit does not wait");
     Ok(())
 }
 
-/// The shell script by which the systemd unit waits until platter serves.
-fn unit_wait() -> Result<String> {
-    let line = UNIT.lines().find_map(|line| line.strip_prefix("ExecStartPost=/bin/sh -c '"));
-    let script = line.and_then(|line| line.strip_suffix('\'')).context("the unit does not wait")?;
-    Ok(script.replace("$$", "$"))
+/// The shell script of the systemd unit that has this key, and this text in it.
+fn unit_script(key: &str, text: &str) -> Result<String> {
+    let start = format!("{key}=/bin/sh -c '");
+    let mut scripts = UNIT.lines().filter_map(|line| line.strip_prefix(&start)?.strip_suffix('\''));
+    let script = scripts.find(|script| script.contains(text));
+    Ok(script.with_context(|| format!("the unit has no {key} with {text}"))?.replace("$$", "$"))
 }
 
 /// A volume that does not exist is refused at once, with the reason in the log and in xenstore; the same vdev is then
