@@ -61,6 +61,19 @@ impl Farewell {
     }
 }
 
+/// Says that guests are left behind: their requests will wait for ever.
+pub(super) fn warn_of_attached(vbds: &Vbds) {
+    let mut attached = vbds.iter().flatten().filter(|vbd| vbd.ports().next().is_some());
+    let Some(first) = attached.next() else { return };
+    match attached.count() {
+        0 => log::warn!("vbd {} is still attached: its guest's disk hangs from now on", first.id()),
+        more => log::warn!(
+            "vbd {} and {more} more are still attached: disks of their guests hang from now on",
+            first.id()
+        ),
+    }
+}
+
 fn any(disks: &Disks, mut is_so: impl FnMut(usize, &Disk) -> bool) -> bool {
     disks.iter().enumerate().any(|(number, disk)| disk.as_ref().is_some_and(|disk| is_so(number, disk)))
 }

@@ -474,6 +474,7 @@ impl<'a> Domain<'a> {
                     }
                     self.farewell = next;
                 }
+                farewell::warn_of_attached(vbds);
                 Some(if request == Request::Reboot { End::Reboot } else { End::Poweroff })
             }
         }

@@ -46,7 +46,7 @@ use crate::progress::Progress;
 
 /// An emulated Xen machine: a real Xen 4.17 with a Linux control domain in QEMU, with platter owning its NVMe disk.
 ///
-/// Needs Debian 12 on x86-64, no virtualisation, and about 1.4 GB of disk, 4 GB with everything that looks for mistakes.
+/// Needs Debian 12 on x86-64, no virtualisation, and about 4 GB of disk.
 /// Everything it makes is in target/.
 #[derive(Parser)]
 #[command(name = "cargo lab", bin_name = "cargo lab", version)]

@@ -53,6 +53,7 @@ pub(crate) fn run(progress: &Progress, daemon: Daemon) -> Result<()> {
 fn greet(machine: &Machine) {
     println!("\nThis is dom0's console. Ctrl-\\ ends the machine; Ctrl-] leaves `xl console`.");
     println!("platter runs: `xl console {NAME}`, and /var/log/xen/guest-{NAME}.log has all it said.");
+    println!("Once it has ended, this starts it again: xl create {}", Settings::usual().arguments());
     println!("Two Linux guests are ready to boot, and a disk for each:\n");
     for (guest, namespace) in GUESTS.iter().zip(1..) {
         let target = machine.disk(&Controller::PLATTER, namespace).target();

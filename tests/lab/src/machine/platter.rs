@@ -38,6 +38,17 @@ impl Settings<'_> {
         let controllers = &[Controller::PLATTER];
         Self { name: NAME, kernel: None, controllers, options, memory: 16, on_crash: "preserve" }
     }
+
+    /// What `xl create` is told: the image's own configuration, and what is changed of it.
+    pub(crate) fn arguments(&self) -> String {
+        let Self { name, controllers, options, memory, on_crash, .. } = self;
+        let pci: Vec<String> =
+            controllers.iter().map(|controller| format!("\"{}\"", controller.pci())).collect();
+        format!(
+            "/share/{name}.cfg 'name=\"{name}\"' 'pci=[{}]' 'extra=\"{options}\"' 'memory={memory}' 'on_crash=\"{on_crash}\"'",
+            pci.join(",")
+        )
+    }
 }
 
 /// A platter domain.
@@ -65,15 +76,7 @@ impl<'m> Platter<'m> {
     pub(crate) fn create_paused(machine: &'m Machine, settings: Settings) -> Result<Self> {
         let name = settings.name;
         share_image(machine, name, settings.kernel)?;
-        let pci: Vec<String> =
-            settings.controllers.iter().map(|controller| format!("\"{}\"", controller.pci())).collect();
-        machine.dom0(&format!(
-            "xl create -p /share/{name}.cfg 'name=\"{name}\"' 'pci=[{}]' 'extra=\"{}\"' 'memory={}' 'on_crash=\"{}\"'",
-            pci.join(","),
-            settings.options,
-            settings.memory,
-            settings.on_crash
-        ))?;
+        machine.dom0(&format!("xl create -p {}", settings.arguments()))?;
         let id = machine.dom0(&format!("xl domid {name}"))?.parse().context("xl domid printed no number")?;
         Ok(Self::of_domain(machine, id))
     }

@@ -44,6 +44,7 @@ fn ends_in_mid_io<'m>(
     world.machine().dom0(&format!("xl {command} {NAME}"))?;
     let next = next(&platter)?;
     platter.wait_line(log, &["requested by the toolstack"], A_MOMENT)?;
+    platter.wait_line(log, &["and 1 more are still attached"], A_MOMENT)?;
     ensure!(states_seen(world)? == "4", "the vbds' states became {}", states_seen(world)?);
     check_trace(&world.machine().trace()?[trace..])?;
 
