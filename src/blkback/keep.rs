@@ -61,6 +61,8 @@ pub(super) struct Keep {
     newest: u16,
     oldest: u16,
     len: usize,
+    /// A page has found no place since room was made.
+    is_short: bool,
     /// When idle ones are looked for next.
     look_at: Instant,
 }
@@ -96,6 +98,7 @@ impl Keep {
             newest: NONE,
             oldest: NONE,
             len: 0,
+            is_short: false,
             look_at: Instant(0),
         })
     }
@@ -127,7 +130,11 @@ impl Keep {
     /// Keeps a page that was just mapped for one use by a request: its place. Nothing when there is
     /// no place, or the page is kept already.
     pub(super) fn insert(&mut self, gref: GrantRef, mapping: GrantMapping, now: Instant) -> Option<u16> {
-        if self.free == NONE || self.place_of(gref).is_some() {
+        if self.free == NONE {
+            self.is_short = true;
+            return None;
+        }
+        if self.place_of(gref).is_some() {
             return None;
         }
         let (place, chain) = (self.free, self.chain(gref));
@@ -153,10 +160,11 @@ impl Keep {
         }
     }
 
-    /// Makes room once all places are taken: adds pages to a batch to be unmapped, those that were
-    /// not used for the longest time and are not in use, while the batch has room.
+    /// Makes room once a page has found no place: adds pages to a batch to be unmapped, those that were
+    /// not used for the longest time and are not in use, while the batch has room. A table that is full and enough
+    /// loses none.
     pub(super) fn make_room<const N: usize>(&mut self, unmaps: &mut Vec<GrantMapping, N>) {
-        if self.free != NONE {
+        if !core::mem::take(&mut self.is_short) {
             return;
         }
         for _ in 0..EVICTED {

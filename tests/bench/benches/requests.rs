@@ -32,6 +32,7 @@ const FOUR_QUEUES: Shape = Shape { queues: 4, ..PERSISTENT };
 /// of 1 MiB.
 const DIRECT: Shape = Shape { pages: 11, persistent: false, queues: 1 };
 const INDIRECT: Shape = Shape { pages: 32, persistent: false, queues: 1 };
+const PERSISTENT_INDIRECT: Shape = Shape { persistent: true, ..INDIRECT };
 const LARGEST: Shape = Shape { pages: 256, persistent: false, queues: 1 };
 
 /// Guests that are ready, and how many requests each of them makes at a time.
@@ -60,17 +61,18 @@ fn recorded(instructions: u64, guests: u64) -> LibraryBenchmarkConfig {
 }
 
 #[library_benchmark(setup = ready, teardown = say)]
-#[bench::persistent_4k_one_at_a_time(args = (1, PERSISTENT, 1), config = recorded(3553, 1))]
-#[bench::persistent_4k_batch_32(args = (1, PERSISTENT, 32), config = recorded(1417, 1))]
-#[bench::persistent_4k_one_at_a_time_64_vbds(args = (64, PERSISTENT, 1), config = recorded(1894, 64))]
-#[bench::persistent_4k_batch_32_64_vbds(args = (64, PERSISTENT, 32), config = recorded(1472, 64))]
-#[bench::persistent_4k_batch_32_4_queues(args = (1, FOUR_QUEUES, 32), config = recorded(1446, 1))]
-#[bench::mapped_4k_one_at_a_time(args = (1, MAPPED, 1), config = recorded(3870, 1))]
-#[bench::mapped_4k_batch_32(args = (1, MAPPED, 32), config = recorded(1445, 1))]
-#[bench::direct_44k_batch_32(args = (1, DIRECT, 32), config = recorded(3959, 1))]
-#[bench::indirect_128k_batch_32(args = (1, INDIRECT, 32), config = recorded(9730, 1))]
-#[bench::indirect_1m_one_at_a_time(args = (1, LARGEST, 1), config = recorded(73462, 1))]
-#[bench::indirect_1m_batch_32(args = (1, LARGEST, 32), config = recorded(72205, 1))]
+#[bench::persistent_4k_one_at_a_time(args = (1, PERSISTENT, 1), config = recorded(3582, 1))]
+#[bench::persistent_4k_batch_32(args = (1, PERSISTENT, 32), config = recorded(1429, 1))]
+#[bench::persistent_4k_one_at_a_time_64_vbds(args = (64, PERSISTENT, 1), config = recorded(1902, 64))]
+#[bench::persistent_4k_batch_32_64_vbds(args = (64, PERSISTENT, 32), config = recorded(1485, 64))]
+#[bench::persistent_4k_batch_32_4_queues(args = (1, FOUR_QUEUES, 32), config = recorded(1458, 1))]
+#[bench::mapped_4k_one_at_a_time(args = (1, MAPPED, 1), config = recorded(3902, 1))]
+#[bench::mapped_4k_batch_32(args = (1, MAPPED, 32), config = recorded(1458, 1))]
+#[bench::direct_44k_batch_32(args = (1, DIRECT, 32), config = recorded(3993, 1))]
+#[bench::indirect_128k_batch_32(args = (1, INDIRECT, 32), config = recorded(9709, 1))]
+#[bench::persistent_128k_batch_32(args = (1, PERSISTENT_INDIRECT, 32), config = recorded(10968, 1))]
+#[bench::indirect_1m_one_at_a_time(args = (1, LARGEST, 1), config = recorded(73250, 1))]
+#[bench::indirect_1m_batch_32(args = (1, LARGEST, 32), config = recorded(72008, 1))]
 fn a_thousand_requests((mut rig, batch, requests): (Rig, u32, f64)) -> (Rig, f64) {
     rig.serve(black_box(REQUESTS), batch);
     (rig, requests)
